@@ -1,0 +1,265 @@
+"""Keras callbacks for what Keras lacks; usable in any script, without a recipe.
+
+    audit = FreezeAudit()
+    model.fit(..., callbacks=[audit, StopOnNaN()])
+    print(audit.report)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from kerastune_ft import models
+from kerastune_ft.errors import TrainingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What a freeze audit found.
+
+    Args:
+        frozen: Weights that had to stay, BatchNormalization statistics included.
+        frozen_moved: Paths of those that moved; empty in a sound stage.
+        trained: Weights that were to move.
+        trained_still: Paths of those that stayed. A few are normal (a dead unit's bias).
+        blocks_still: Blocks that were to train and of which nothing moved; empty in a sound stage.
+    """
+
+    frozen: int
+    frozen_moved: tuple[str, ...]
+    trained: int
+    trained_still: tuple[str, ...]
+    blocks_still: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether what was frozen stayed and what was trainable moved."""
+        return not self.frozen_moved and not self.blocks_still
+
+    def record(self) -> dict[str, Any]:
+        """Returns it as plain data for `audit.json`."""
+        return {"passed": self.passed, **asdict(self)}
+
+
+class FreezeAudit(keras.callbacks.Callback):
+    """Proves that a fit trained what was marked trainable and nothing else.
+
+    Takes a sha256 of every weight when training begins and compares when it ends. The frozen
+    ones must be bit-identical, and of every trainable block something must have moved.
+
+    Args:
+        raises: Whether a failed audit raises; otherwise read `report`.
+
+    Raises:
+        TrainingError: At the end of training, if the audit fails.
+    """
+
+    def __init__(self, raises: bool = True) -> None:
+        super().__init__()
+        self.raises = raises
+        self.report: AuditReport | None = None
+        self._before: dict[str, tuple[str, bool, bytes]] = {}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Takes the digests."""
+        self.report = None
+        marked = {id(variable) for variable in self.model.trainable_variables}
+        self._before = {
+            path: (block, id(weight) in marked, _digest(weight))
+            for block, path, weight in models.named_weights(self.model)
+        }
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Compares."""
+        _sync(self.model)
+        frozen_moved, trained_still = [], []
+        moved_blocks, trained_blocks = set(), {}
+        for block, path, weight in models.named_weights(self.model):
+            _, trainable, digest = self._before[path]
+            moved = _digest(weight) != digest
+            if trainable:
+                trained_blocks[block] = None
+                if moved:
+                    moved_blocks.add(block)
+                else:
+                    trained_still.append(path)
+            elif moved:
+                frozen_moved.append(path)
+        trained = sum(trainable for _, trainable, _ in self._before.values())
+        self.report = AuditReport(
+            frozen=len(self._before) - trained,
+            frozen_moved=tuple(frozen_moved),
+            trained=trained,
+            trained_still=tuple(trained_still),
+            blocks_still=tuple(block for block in trained_blocks if block not in moved_blocks),
+        )
+        if self.raises and not self.report.passed:
+            raise TrainingError(_failure(self.report))
+
+
+def _failure(report: AuditReport) -> str:
+    parts = []
+    if report.frozen_moved:
+        shown = ", ".join(report.frozen_moved[:5])
+        parts.append(f"{len(report.frozen_moved)} frozen weights moved ({shown})")
+    if report.blocks_still:
+        parts.append(f"nothing moved in {', '.join(report.blocks_still)}")
+    return (
+        f"freeze audit failed: {'; '.join(parts)}. Expected frozen weights to stay bit-identical "
+        "and every trainable block to move; was the model compiled after `unfreeze_top`?"
+    )
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends training with an error at the first loss that is not a finite number.
+
+    Args:
+        stage: Named in the error.
+
+    Raises:
+        TrainingError: With the epoch, the step and the learning rate.
+    """
+
+    def __init__(self, stage: str = "training") -> None:
+        super().__init__()
+        self.stage = stage
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Remembers the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the loss."""
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            raise TrainingError(
+                f"{self.stage}: the loss is {loss} at epoch {self._epoch + 1}, step {batch + 1}, "
+                f"learning rate {rate:.3g}; try a tenth of it, or train.optimizer.clipnorm=1.0."
+            )
+
+
+class EpochRows(keras.callbacks.Callback):
+    """Makes a row of numbers after every epoch and hands it on.
+
+    A row has `epoch` (from 1, over all stages), `stage`, `learning_rate` (of the epoch's last
+    step), the metrics, `seconds` (validation included) and `examples_per_second` (training
+    alone).
+
+    Args:
+        stage: Written into every row.
+        examples: Training examples in an epoch.
+        receivers: Called in order with every finished row.
+    """
+
+    def __init__(
+        self, stage: str, examples: int, receivers: list[Callable[[dict[str, Any]], None]]
+    ) -> None:
+        super().__init__()
+        self.stage = stage
+        self.examples = examples
+        self.receivers = receivers
+        self._begin = self._trained = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Starts the clock."""
+        self._begin = self._trained = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reads the clock: the last one of the epoch counts."""
+        self._trained = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Makes the row."""
+        _sync(self.model)
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        row = {
+            "epoch": epoch + 1,
+            "stage": self.stage,
+            "learning_rate": rate,
+            **{name: float(value) for name, value in (logs or {}).items()},
+            "seconds": time.monotonic() - self._begin,
+            "examples_per_second": self.examples / max(1e-9, self._trained - self._begin),
+        }
+        for receive in self.receivers:
+            receive(row)
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """Shows one moving line per epoch on a terminal; silent where there is none.
+
+    Args:
+        console: Rich's console.
+        epochs: Number of the stage's last epoch, counted over all stages.
+        steps: Steps per epoch.
+    """
+
+    def __init__(self, console: Console, epochs: int, steps: int) -> None:
+        super().__init__()
+        self.console = console
+        self.epochs = epochs
+        self.steps = steps
+        self._bar: Any = None
+        self._line: Any = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Opens the line."""
+        if not self.console.is_terminal:
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._bar.start()
+        title = f"epoch {epoch + 1:>2}/{self.epochs}"
+        self._line = self._bar.add_task(title, total=self.steps, figures="")
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Moves the line."""
+        if self._bar is not None:
+            figures = "  ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
+            self._bar.update(self._line, completed=batch + 1, figures=figures)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Removes the line; the epoch's own row takes its place."""
+        self.close()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Removes the line."""
+        self.close()
+
+    def close(self) -> None:
+        """Removes the line if there is one, after an interruption too."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _digest(weight: keras.Variable) -> bytes:
+    array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+    return hashlib.sha256(array.tobytes()).digest()
+
+
+def _sync(model: keras.Model) -> None:
+    """Brings the state of a running JAX fit back into the variables; a no-op elsewhere."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()

@@ -1,0 +1,197 @@
+"""A run's folder: the only module that knows the file names inside `runs/<name>/`.
+
+Every file is replaced as a whole. `status.json` tells how far a run got: `running`, `finished`,
+`interrupted` or `failed`.
+
+    run = Run.create("runs", "mobilenet")
+    run.write_json("scores", {...})
+    Run.open("runs/mobilenet").read_json("scores")
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from kerastune_ft import files
+from kerastune_ft.errors import RunError
+
+Document = Literal["status", "environment", "data", "audit", "scores"]
+State = Literal["running", "finished", "interrupted", "failed"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a recipe.
+
+    Args:
+        path: Its folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, runs_dir: str | Path, name: str | None, default: str = "run") -> Run:
+        """Makes a new run folder.
+
+        Args:
+            runs_dir: Where runs lie; made if missing.
+            name: Must not be taken. If `None`, the first free one of `default`, `default-2`, ...
+            default: Usually the recipe's name.
+
+        Raises:
+            RunError: If the name is taken or odd, or nothing can be written there.
+        """
+        folder = Path(runs_dir)
+        if name is not None and not _NAME.fullmatch(name):
+            raise RunError(
+                f"run name '{name}': expected letters, digits, '.', '_' and '-', the first a "
+                "letter or a digit."
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if name is not None:
+                (folder / name).mkdir()
+                return cls(folder / name)
+            number, base = 1, re.sub(r"[^A-Za-z0-9._-]", "-", default).lstrip("._-") or "run"
+            while True:
+                path = folder / (base if number == 1 else f"{base}-{number}")
+                try:
+                    path.mkdir()
+                    return cls(path)
+                except FileExistsError:
+                    number += 1
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise RunError(f"runs folder '{folder}': it is a file, not a folder.") from error
+            raise RunError(
+                f"run name '{name}' is already taken in '{folder}'; choose another --name, or "
+                f"remove '{folder / str(name)}'."
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"runs folder '{folder}' cannot be written: {error.strerror}; give another with "
+                "--runs-dir."
+            ) from error
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Opens the folder of a former run.
+
+        Raises:
+            RunError: If there is no such folder or it holds no recipe.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            known = sorted(p.parent.name for p in folder.parent.glob("*/recipe.yaml"))
+            hint = f" '{folder.parent}' holds: {', '.join(known)}." if known else ""
+            raise RunError(f"no such run: '{folder}'.{hint}")
+        run = cls(folder)
+        if not run.recipe_path.is_file():
+            raise RunError(f"'{folder}' is not a run: it holds no '{run.recipe_path.name}'.")
+        return run
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    @property
+    def recipe_path(self) -> Path:
+        """The resolved recipe, itself runnable."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def model_path(self) -> Path:
+        """The model in Keras's own format; written after every epoch and at the end."""
+        return self.path / "model.keras"
+
+    @property
+    def splits_path(self) -> Path:
+        """Which example stands in which split, and its label."""
+        return self.path / "splits.csv"
+
+    @property
+    def history_path(self) -> Path:
+        """A row per epoch."""
+        return self.path / "history.csv"
+
+    @property
+    def predictions_path(self) -> Path:
+        """A row per example of the test split."""
+        return self.path / "predictions.csv"
+
+    @property
+    def logs_path(self) -> Path:
+        """TensorBoard's folder."""
+        return self.path / "logs"
+
+    def figure_path(self, name: str) -> Path:
+        """A picture of the results, such as `confusion_matrix`."""
+        return self.path / f"{name}.png"
+
+    def write_recipe(self, text: str) -> None:
+        """Writes the resolved recipe."""
+        files.write_text(self.recipe_path, text)
+
+    def write_json(self, name: Document, content: Mapping[str, Any]) -> None:
+        """Writes one of the run's JSON documents."""
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        files.write_text(self.path / f"{name}.json", text + "\n")
+
+    def read_json(self, name: Document) -> dict[str, Any]:
+        """Reads one of the run's JSON documents.
+
+        Raises:
+            RunError: If it is missing or damaged.
+        """
+        path = self.path / f"{name}.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            state = "" if name == "status" else f" The run is {self.state}."
+            raise RunError(f"run '{self.path}' has no '{path.name}'.{state}") from error
+        except ValueError as error:
+            raise RunError(f"'{path}' is damaged: {error}.") from error
+        return dict(content)
+
+    def write_table(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a CSV file whose columns are the keys of the first row and what later ones add."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        files.write_text(path, text.getvalue())
+
+    def write_status(self, state: State, **facts: Any) -> None:
+        """Records how far the run got.
+
+        Args:
+            state: See `State`.
+            facts: What else to tell: `stage`, `epoch`, `error`.
+        """
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.write_json("status", {"state": state, "time": now, "process": os.getpid(), **facts})
+
+    @property
+    def state(self) -> str:
+        """What `status.json` says, `unknown` without one."""
+        if not (self.path / "status.json").exists():
+            return "unknown"
+        return str(self.read_json("status")["state"])
+
+    def discard(self) -> None:
+        """Removes the folder of a run that failed before it trained anything."""
+        shutil.rmtree(self.path, ignore_errors=True)
