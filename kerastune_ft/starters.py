@@ -1,0 +1,106 @@
+"""Recipes to start from: the shipped ones, and one written for the user's own data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kerastune_ft import files
+from kerastune_ft.errors import DataError, RecipeError, RunError, did_you_mean
+
+_TEMPLATE = """\
+# yaml-language-server: $schema={schema}
+# MobileNetV2 on your own pictures: the head first, then the top of the network at a lower rate.
+#   kft plan {name}      shows what will be done
+#   kft fit {name}       does it
+task:
+  name: image_classification
+  dropout: 0.2                    # share of features dropped while training the head
+backbone:
+  name: mobilenet_v2              # 'kft ls backbones' lists all
+  weights: torchvision            # real ImageNet weights that need no model hub
+  image_size: 160                 # pixels a side; 224 is a little better and twice as slow
+data:
+  source: {source}
+  path: {path}
+  batch_size: 32
+  split: {{validation: 0.15, test: 0.15, seed: 0}}   # ignored where the folder has its own split
+  augment: light                  # none for writing and diagrams, which must not be mirrored
+train:
+  seed: 0
+  optimizer: {{name: adamw, weight_decay: 1e-4}}
+  early_stopping: {{monitor: val_loss, patience: 3}}  # ends a stage and restores its best weights
+  stages:
+    - {{trainable_blocks: 0, epochs: 5, learning_rate: 1e-3}}
+    - {{trainable_blocks: 8, epochs: 10, learning_rate: 1e-4, schedule: cosine, warmup_epochs: 0.5}}
+"""
+
+
+def folder() -> Path:
+    """Returns the folder of shipped recipes: packaged, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    packaged = package / "recipes"
+    return packaged if packaged.is_dir() else package.parent / "recipes"
+
+
+def shipped() -> list[dict[str, Any]]:
+    """Returns the shipped recipes: name and the first line of their comment."""
+    found = []
+    for path in sorted(folder().glob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comments = [line[1:].strip() for line in lines if line.startswith("#")]
+        about = [line for line in comments if not line.startswith("yaml-language-server")]
+        found.append({"name": path.stem, "about": about[0] if about else ""})
+    return found
+
+
+def copy(name: str, destination: Path) -> str:
+    """Copies a shipped recipe and returns what to tell the user.
+
+    Raises:
+        RecipeError: If there is no recipe of that name.
+        RunError: If the destination exists or cannot be written.
+    """
+    names = [row["name"] for row in shipped()]
+    stem = name.removesuffix(".yaml")
+    if stem not in names:
+        raise RecipeError(
+            [f"recipe '{name}' is unknown{did_you_mean(stem, names)} There are {', '.join(names)}."]
+        )
+    text = (folder() / f"{stem}.yaml").read_text(encoding="utf-8")
+    text = text.replace("$schema=schema.json", f"$schema={folder() / 'schema.json'}")
+    _write_new(destination, text)
+    return f"written to {destination}; next: kft plan {destination}"
+
+
+def write(destination: Path, data: Path | None) -> str:
+    """Writes a commented recipe and returns what to tell the user.
+
+    Args:
+        destination: Must not exist.
+        data: The user's folder or CSV file.
+
+    Raises:
+        DataError: If the data does not exist.
+        RunError: If the destination exists or cannot be written.
+    """
+    if data is not None and not data.exists():
+        raise DataError(f"--data: '{data}': no such file or folder.")
+    source = "image_csv" if data is not None and data.is_file() else "image_folder"
+    text = _TEMPLATE.format(
+        schema=folder() / "schema.json",
+        name=destination,
+        source=source,
+        path=data or "photos/                    # a sub-folder per class",
+    )
+    _write_new(destination, text)
+    return f"written to {destination}; next: kft plan {destination}"
+
+
+def _write_new(destination: Path, text: str) -> None:
+    if destination.exists():
+        raise RunError(f"'{destination}' exists already; it is not overwritten.")
+    try:
+        files.write_text(destination, text)
+    except OSError as error:
+        raise RunError(f"'{destination}' cannot be written: {error.strerror}.") from error

@@ -1,0 +1,253 @@
+"""The steps of a good guide to fine-tuning, one line each: what `kft fit` does.
+
+run = fit(recipe.load("recipes/mobilenet.yaml"), runs_dir="runs")
+run.read_json("scores")["test"]["accuracy"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kerastune_ft import backbones, data, devices, evaluation, models, training
+from kerastune_ft import recipe as recipes
+from kerastune_ft.runs import Run
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerastune_ft.data import Splits
+    from kerastune_ft.recipe import Recipe
+
+
+def fit(
+    recipe: Recipe,
+    *,
+    runs_dir: str | Path = "runs",
+    name: str | None = None,
+    default_name: str = "run",
+    console: Console | None = None,
+) -> Run:
+    """Carries out a recipe and leaves a folder that answers every later question.
+
+    Args:
+        recipe: From `recipe.load`.
+        runs_dir: Where the run's folder is made.
+        name: Of the run; must not be taken. `None` takes the first free `default_name-N`.
+        default_name: Usually the recipe's file name.
+        console: Shows what happens; nothing is shown by default.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        KftError: On a user's mistake. Before training began, no folder is left behind.
+        KeyboardInterrupt: After what was trained has been saved.
+    """
+    console = console or Console(quiet=True)
+    with _new_run(runs_dir, name, default_name) as run:
+        devices.set_seed(recipe.train.seed, recipe.train.deterministic)
+        recipe = _resolved(recipe)
+        splits = data.load(recipe.data)
+        _show_data(console, splits)
+        model = build(recipe, splits)
+        _show_plan(console, recipe, model, splits)
+        _record_beginning(run, recipe, splits)
+    with _recorded(run, model, console):
+        history = training.train(model, recipe, splits, run, console)
+        training.save(model, run)
+        scores = _evaluate(run, recipe, model, splits, history)
+    _show_scores(console, run, scores, splits)
+    return run
+
+
+def plan(recipe: Recipe, console: Console) -> None:
+    """Prints what `fit` would do: data, stages, trainable parameters, rates, steps.
+
+    Reads the data, builds the network with random weights (so nothing is downloaded for it),
+    trains nothing and writes nothing.
+
+    Args:
+        recipe: From `recipe.load`.
+        console: Where to.
+    """
+    splits = data.load(recipe.data)
+    _show_data(console, splits)
+    choice = recipe.backbone.model_copy(update={"weights": "none"})
+    model = build(recipe.model_copy(update={"backbone": choice}), splits)
+    _show_plan(console, recipe, model, splits)
+
+
+def build(recipe: Recipe, splits: Splits) -> keras.Model:
+    """Builds the model of a recipe for the classes of its data."""
+    choice = recipe.backbone
+    return models.image_classifier(
+        choice.name,
+        len(splits.class_names),
+        weights=choice.weights,
+        image_size=choice.side,
+        alpha=choice.alpha,
+        dropout=recipe.task.dropout,
+        seed=recipe.train.seed,
+    )
+
+
+@contextlib.contextmanager
+def _new_run(runs_dir: str | Path, name: str | None, default_name: str) -> Iterator[Run]:
+    """Makes the run's folder first, so that a taken name is no surprise after the data is read."""
+    run = Run.create(runs_dir, name, default_name)
+    try:
+        yield run
+    except BaseException:
+        run.discard()
+        raise
+
+
+@contextlib.contextmanager
+def _recorded(run: Run, model: keras.Model, console: Console) -> Iterator[None]:
+    """Saves what was trained however training ends, and says so in `status.json`."""
+    run.write_status("running")
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        training.save(model, run)
+        run.write_status("interrupted")
+        console.print(f"interrupted; what was trained is saved in {escape(str(run.model_path))}")
+        raise
+    except BaseException as error:
+        run.write_status("failed", error=str(error))
+        raise
+    run.write_status("finished")
+
+
+def _resolved(recipe: Recipe) -> Recipe:
+    """Writes out the defaults that depend on the backbone."""
+    row = backbones.get(recipe.backbone.name)
+    alpha = recipe.backbone.alpha if recipe.backbone.alpha or not row.alphas else 1.0
+    height, width = recipe.backbone.side
+    size: Any = height if height == width else (height, width)
+    choice = recipe.backbone.model_copy(update={"image_size": size, "alpha": alpha})
+    return recipe.model_copy(update={"backbone": choice})
+
+
+def _record_beginning(run: Run, recipe: Recipe, splits: Splits) -> None:
+    run.write_recipe(recipes.dump(recipe))
+    run.write_json("environment", devices.environment())
+    run.write_json("data", splits.record())
+    splits.write(run.splits_path)
+
+
+def _evaluate(
+    run: Run, recipe: Recipe, model: keras.Model, splits: Splits, history: training.History
+) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for split in (splits.validation, splits.test):
+        if not len(split.labels):
+            continue
+        found = evaluation.evaluate(model, recipe, split, splits.class_names)
+        scores[split.name] = found.scores
+        if split is splits.test or not len(splits.test.labels):
+            run.write_table(run.predictions_path, found.rows)
+            evaluation.draw_confusion_matrix(
+                found.confusion,
+                splits.class_names,
+                run.figure_path("confusion_matrix"),
+                f"{run.name}: {split.name}, accuracy {found.scores['accuracy']:.3f}",
+            )
+    evaluation.draw_learning_curves(history.rows, run.figure_path("learning_curves"))
+    scores["training"] = {
+        "epochs": len(history.rows),
+        "seconds": sum(row["seconds"] for row in history.rows),
+        "stopped_early": history.stopped_early,
+    }
+    run.write_json("scores", scores)
+    return scores
+
+
+def _show_data(console: Console, splits: Splits) -> None:
+    counts = ", ".join(
+        f"{len(split.labels):,} {split.name}"
+        for split in (splits.train, splits.validation, splits.test)
+    )
+    console.print(f"[bold]data[/]     {escape(splits.source)}: {counts}", highlight=False)
+    names = ", ".join(splits.class_names[:12]) + (" ..." if len(splits.class_names) > 12 else "")
+    console.print(f"         {len(splits.class_names)} classes: {escape(names)}", highlight=False)
+    for finding in splits.findings:
+        colour = {"note": "dim", "warn": "yellow", "fail": "red"}[finding.severity]
+        console.print(f"  [{colour}]{finding.severity}[/]   {escape(finding.message)}")
+
+
+def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
+    plans = training.plan(model, recipe.train, len(splits.train.labels), recipe.data.batch_size)
+    blocks = models.blocks(model)
+    height, width = recipe.backbone.side
+    console.print(
+        f"[bold]model[/]    {recipe.backbone.name}, weights {escape(recipe.backbone.weights)}, "
+        f"{height}x{width}: {len(blocks) - 1} blocks, "
+        f"{sum(block.parameters for block in blocks):,} parameters",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in (
+        "stage",
+        "trains",
+        "parameters",
+        "epochs",
+        "steps",
+        "learning rate",
+        "optimizer",
+    ):
+        table.add_column(column, justify="right" if column in ("parameters", "steps") else "left")
+    for stage_plan in plans:
+        stage = stage_plan.stage
+        trained = [name for name in stage_plan.trainable_blocks if name != "head"]
+        warm = f", {stage.warmup_epochs:g} epochs warm-up" if stage.warmup_epochs else ""
+        optimizer = stage.optimizer or recipe.train.optimizer
+        table.add_row(
+            stage_plan.name,
+            f"{trained[0]} to head ({len(trained)} blocks)" if trained else "head",
+            f"{stage_plan.trainable_parameters:,}",
+            f"{stage.epochs}",
+            f"{stage_plan.steps}",
+            f"{stage.learning_rate:g} {stage.schedule}{warm}",
+            f"{optimizer.name}, batch_norm {stage.batch_norm}",
+        )
+    console.print(table)
+
+
+def _show_scores(console: Console, run: Run, scores: dict[str, Any], splits: Splits) -> None:
+    name = "test" if "test" in scores else "validation"
+    if name not in scores:
+        console.print("nothing to score on: no validation and no test split.")
+    else:
+        found = scores[name]
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        for column in (name, "precision", "recall", "f1", "examples"):
+            table.add_column(column, justify="left" if column == name else "right")
+        for label in splits.class_names[:50]:
+            row = found["per_class"][label]
+            figures = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+            table.add_row(escape(label), *figures, str(row["support"]))
+        console.print(table)
+        console.print(
+            f"[bold]{name} accuracy {found['accuracy']:.4f}[/]  macro F1 {found['macro_f1']:.4f}  "
+            f"loss {found['loss']:.4f}  (always the commonest class: "
+            f"{found['majority_accuracy']:.3f})"
+        )
+    console.print(f"everything is in [bold]{escape(str(run.path))}[/]:")
+    for path, meaning in (
+        (run.model_path, "the model; keras.models.load_model reads it"),
+        (run.path / "scores.json", "loss, accuracy, precision, recall, F1"),
+        (run.predictions_path, "every test picture with its probabilities"),
+        (run.figure_path("confusion_matrix"), "which classes are taken for which"),
+        (run.figure_path("learning_curves"), "loss, accuracy, learning rate"),
+        (run.recipe_path, "every setting; kft fit runs it again"),
+    ):
+        if path.exists():
+            console.print(f"  {path.name:<22}{meaning}", highlight=False)
