@@ -1,0 +1,290 @@
+"""Reads labelled pictures from where they lie into a `Table`; never alters what it reads.
+
+    table = SOURCES["image_folder"](data)       # data: the recipe's `data` section
+
+Each source is one function and one row of `SOURCES`. An example that cannot be used becomes a
+finding under `on_error: skip` and a `DataError` under `stop`. Refused: folders and tables that are
+not laid out as documented, with what would be right.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerastune_ft.data import tensorflow_sets
+from kerastune_ft.data.tables import (
+    SPLITS,
+    Arrays,
+    Content,
+    DataChoice,
+    Encoded,
+    Example,
+    Files,
+    Finding,
+    Findings,
+    Table,
+    finish,
+    first_few,
+    natural,
+    split_named,
+    tabulate,
+)
+from kerastune_ft.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+
+
+def image_folder(data: DataChoice) -> Table:
+    """Reads class sub-folders, or train/validation/test folders of class sub-folders.
+
+    A class is the folder; what lies deeper belongs to it. Hidden files are ignored, links are
+    followed. Whatever decodes as a picture is one, whatever its extension.
+    """
+    root = Path(data.path).expanduser()
+    if not root.exists():
+        raise DataError(f"data.path: no folder '{root}'{_near(root)}; give the folder of pictures.")
+    if not root.is_dir():
+        raise DataError(
+            f"data.path: '{root}' is a file; source image_folder reads a folder, "
+            "image_csv reads a table of paths."
+        )
+    findings = Findings()
+    examples = []
+    for split, folder in _parts(root):
+        for class_folder in _class_folders(folder, root):
+            files = list(_walk(class_folder, ()))
+            for path in files:
+                name = path.relative_to(root).as_posix()
+                examples.append(Example(name, class_folder.name, split, path))
+            if not files:
+                name = class_folder.relative_to(root).as_posix()
+                findings.add("empty_class", "warn", "class folders without a file", name)
+    examples.sort(key=lambda example: example.name)
+    return tabulate(data, examples, findings, listed=False)
+
+
+def image_csv(data: DataChoice) -> Table:
+    """Reads a CSV file with a column of paths, relative to the file, and a column of labels.
+
+    Labels stay text: `007` is not 7. An optional column `split` says train, validation or test.
+    """
+    path = Path(data.path).expanduser()
+    frame = _read_csv(path)
+    for key, column in (("image_column", data.image_column), ("label_column", data.label_column)):
+        if column not in frame.columns:
+            raise DataError(
+                f"{path}: data.{key}: no column '{column}'{_hint(column, frame.columns)} "
+                f"the columns are {first_few(frame.columns, 20)}{_separator_hint(frame)}."
+            )
+    findings = Findings()
+    return tabulate(data, _csv_examples(path, frame, data, findings), findings)
+
+
+def sklearn(data: DataChoice) -> Table:
+    """Reads a picture set that ships inside scikit-learn: `digits`, 1,797 of 8 x 8, 10 classes."""
+    if data.path != "digits":
+        raise DataError(
+            f"data.path: scikit-learn ships no picture set '{data.path}'"
+            f"{_hint(data.path, ['digits'])} 'digits' is the one it has."
+        )
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    table = Table(
+        names=tuple(f"digits/{number:05d}" for number in range(len(pixels))),
+        labels=tuple(str(name) for name in digits.target),
+        official=None,
+        class_names=tuple(str(name) for name in digits.target_names),
+        content=Arrays(pixels),
+        findings=(),
+        found=len(pixels),
+    )
+    return finish(data, table)
+
+
+SOURCES: dict[str, Callable[[Any], Table]] = {
+    "image_folder": image_folder,
+    "image_csv": image_csv,
+    "tfds": tensorflow_sets.read,
+    "sklearn": sklearn,
+}
+
+
+def _parts(root: Path) -> list[tuple[str | None, Path]]:
+    """Returns the folders that hold class folders, each with the split it stands for."""
+    folders = _folders(root)
+    if not folders:
+        files = [path.name for path in root.iterdir() if not _ignored(path.name)]
+        if not files:
+            raise DataError(f"{root}: the folder is empty; expected one sub-folder per class.")
+        raise DataError(
+            f"{root}: no class sub-folders, {len(files):,} files lie directly in it "
+            f"({first_few(files, 3)}); expected {root.name}/cat/1.jpg, {root.name}/dog/2.jpg, or "
+            "train/, validation/ and test/ folders of class sub-folders."
+        )
+    named = [(split_named(folder.name), folder) for folder in folders]
+    splits = [split for split, _ in named if split]
+    if len(splits) < len(folders):  # 'train' beside 'car' and 'bus' is a class
+        train = [folder for split, folder in named if split == "train"]
+        if len(splits) > 1 and train and _folders(train[0]):
+            others = [folder.name for split, folder in named if split is None]
+            raise DataError(
+                f"{root}: holds train and test folders and others beside them "
+                f"({first_few(others)}); move those away, or give the folder of class sub-folders."
+            )
+        return [(None, root)]
+    if len(folders) > 1 and not any(_folders(folder) for folder in folders):
+        return [(None, root)]  # two classes that happen to be called 'train' and 'test'
+    twice = [split for split in SPLITS if splits.count(split) > 1]
+    if twice:
+        same = [folder.name for split, folder in named if split == twice[0]]
+        raise DataError(
+            f"{root}: {first_few(same)} all mean the {twice[0]} split; there can be one."
+        )
+    if "train" not in splits:
+        raise DataError(
+            f"{root}: only {first_few(folder.name for folder in folders)}, no 'train' folder; "
+            "expected train/ beside them, or one sub-folder per class."
+        )
+    return sorted(named, key=lambda part: SPLITS.index(str(part[0])))
+
+
+def _class_folders(folder: Path, root: Path) -> list[Path]:
+    found = _folders(folder)
+    if not found:
+        place = folder.relative_to(root.parent).as_posix()
+        raise DataError(
+            f"{place}: no class sub-folders; expected one per class, such as {place}/cat/1.jpg."
+        )
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        found = [path for path in folder.iterdir() if path.is_dir() and not _ignored(path.name)]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}.") from error
+    return sorted(found, key=lambda path: natural(path.name))
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Yields the files below a folder; a link back to a folder above ends there."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}.") from error
+    for path in entries:
+        if _ignored(path.name):
+            continue
+        if path.is_dir():
+            yield from _walk(path, (*above, here))
+        elif path.is_file() or path.is_symlink():  # a broken link is a finding, a pipe is nothing
+            yield path
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _NOT_DATA
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    return did_you_mean(path.name, [p.name for p in path.parent.iterdir()]).rstrip("?")
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    """Returns a did-you-mean that a sentence can follow."""
+    return did_you_mean(word, list(known)) or ";"
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if not path.exists():
+        raise DataError(f"data.path: no file '{path}'{_near(path)}; give a CSV file.")
+    if path.is_dir():
+        raise DataError(
+            f"data.path: '{path}' is a folder; source image_csv reads a CSV file, "
+            "image_folder reads a folder."
+        )
+    separator = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+    try:
+        return pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator
+        )
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8."
+        ) from error
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path}: is empty; expected a header line and rows.") from error
+    except (pd.errors.ParserError, ValueError) as error:
+        raise DataError(f"{path}: is no readable CSV: {str(error).strip()}.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def _separator_hint(frame: pd.DataFrame) -> str:
+    only = str(frame.columns[0]) if len(frame.columns) == 1 else ""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if separator in only:
+            return f" (the file seems to be separated by {name}; save it with commas)"
+    return ""
+
+
+def _csv_examples(
+    path: Path, frame: pd.DataFrame, data: DataChoice, findings: Findings
+) -> list[Example]:
+    """Returns the rows that can be examples, sorted by path."""
+    officials: list[str | None] = [None] * len(frame)
+    if "split" in frame.columns:
+        officials = [split_named(value) for value in frame["split"]]
+        unknown = sorted({v for v in frame["split"] if split_named(v) is None})
+        if unknown:
+            raise DataError(
+                f"{path}: column split: {first_few(unknown)}; expected train, validation or test."
+            )
+    said: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    rows = zip(frame[data.image_column], frame[data.label_column], officials, strict=True)
+    for number, (image, raw_label, official) in enumerate(rows, 2):
+        label = raw_label.strip()
+        name = Path(os.path.normpath(image.strip())).as_posix()
+        row = f"row {number}"
+        if label != raw_label:
+            findings.add("label_spaces", "note", "labels with spaces around them; removed", row)
+        if not image.strip():
+            findings.add("missing_file", "fail", "rows without a path; left out", row)
+        elif not label or label.lower() == "nan":
+            findings.add("missing_label", "fail", "rows without a label; left out", name)
+        elif not (path.parent / name).is_file():
+            findings.add("missing_file", "fail", "rows whose file does not exist; left out", name)
+        else:
+            said[name].append((label, official))
+    examples = []
+    for name, statements in sorted(said.items()):
+        if len(set(statements)) > 1:
+            message = "rows that give one picture several labels or splits; left out"
+            for _ in statements:
+                findings.add("conflicting_rows", "fail", message, name)
+            continue
+        for _ in statements[1:]:
+            findings.add("duplicate_row", "fail", "rows that repeat another; left out", name)
+        examples.append(Example(name, *statements[0], path.parent / name))
+    return examples
+
+
+__all__ = ["SOURCES", "Arrays", "Content", "Encoded", "Files", "Finding", "Table"]

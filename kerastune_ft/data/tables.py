@@ -1,0 +1,312 @@
+"""What a source hands over: an indexable table of examples, and what was found on the way.
+
+    findings = Findings()
+    table = tabulate(data, [Example("cat/1.jpg", "cat", None, path)], findings)
+
+Reading never alters anything. An example that cannot be used is left out and counted by a
+finding; everything else stays, so that what was found is what was kept plus what was left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerastune_ft.data import inspection
+from kerastune_ft.errors import DataError
+
+Severity = Literal["fail", "warn", "note"]
+SPLITS = ("train", "validation", "test")
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_LEFT_OUT = {
+    "empty_file": "files of 0 bytes; left out",
+    "truncated": "pictures that end too early; left out",
+    "unreadable": "files that cannot be read as a picture; left out",
+    "unsupported_format": "pictures of a kind that is not supported; left out",
+    "too_large": f"pictures of more than {inspection.MAX_PIXELS:,} pixels; left out",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of thing that is odd about the data.
+
+    Args:
+        kind: A word to search for, such as `truncated`.
+        severity: `fail`: the examples named were left out. `warn`: they were kept, and may harm.
+            `note`: nothing was lost.
+        message: What it is, and what was done.
+        count: How many things it concerns.
+        names: Every one of them.
+    """
+
+    kind: str
+    severity: Severity
+    message: str
+    count: int
+    names: tuple[str, ...]
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """The first five names."""
+        return self.names[:5]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Picture files.
+
+    Args:
+        paths: Where they lie.
+        orientations: EXIF's 1..8, `uint8 (n,)`; 1 where the decoder turns the picture itself.
+        through_pillow: `bool (n,)`: TensorFlow reads the picture wrongly, or not at all.
+    """
+
+    paths: tuple[str, ...]
+    orientations: NDArray[np.uint8]
+    through_pillow: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Files:
+        """Returns the rows at `indices`, in that order."""
+        rows = np.asarray(indices, np.int64)
+        paths = tuple(self.paths[row] for row in rows)
+        return Files(paths, self.orientations[rows], self.through_pillow[rows])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Picture files that lie in memory; otherwise as `Files`."""
+
+    data: tuple[bytes, ...]
+    orientations: NDArray[np.uint8]
+    through_pillow: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Encoded:
+        """Returns the rows at `indices`, in that order; the pictures are shared, not copied."""
+        rows = np.asarray(indices, np.int64)
+        data = tuple(self.data[row] for row in rows)
+        return Encoded(data, self.orientations[rows], self.through_pillow[rows])
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Pixels of equal size in memory.
+
+    Args:
+        values: `uint8` or `uint16`, `(n, height, width)` or `(n, height, width, 1 or 3)`, over the
+            whole range of its type.
+    """
+
+    values: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Arrays:
+        """Returns the rows at `indices`, in that order."""
+        return Arrays(self.values[np.asarray(indices, np.int64)])
+
+
+Content: TypeAlias = Files | Encoded | Arrays
+
+
+@dataclass(frozen=True)
+class Table:
+    """A labelled data set with random access.
+
+    Args:
+        names: Unique; a path relative to the data, or such as `digits/00012`.
+        labels: The class of each example, by name.
+        official: The split each example comes in, if the data has splits of its own.
+        class_names: In the order of the label numbers.
+        content: The pictures, in the order of `names`.
+        findings: What was odd.
+        found: How many examples there were before some were left out.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    official: tuple[str, ...] | None
+    class_names: tuple[str, ...]
+    content: Content
+    findings: tuple[Finding, ...]
+    found: int
+
+
+class DataChoice(Protocol):
+    """What the sources read of a recipe's `data` section."""
+
+    @property
+    def source(self) -> str: ...  # noqa: D102
+
+    @property
+    def path(self) -> str: ...  # noqa: D102
+
+    @property
+    def image_column(self) -> str: ...  # noqa: D102
+
+    @property
+    def label_column(self) -> str: ...  # noqa: D102
+
+    @property
+    def on_error(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture that has not been looked at yet, with its label and official split or None."""
+
+    name: str
+    label: str
+    official: str | None
+    picture: Path | bytes
+
+
+class Findings:
+    """Collects names by kind of finding."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, Severity, str], list[str]] = defaultdict(list)
+
+    def add(self, kind: str, severity: Severity, message: str, name: str) -> None:
+        """Adds a name; `message` continues "3 ..."."""
+        self._kinds[kind, severity, message].append(name)
+
+    def found(self) -> tuple[Finding, ...]:
+        """Returns a finding per kind, severity and message."""
+        return tuple(
+            Finding(kind, severity, f"{len(names):,} {message}", len(names), tuple(sorted(names)))
+            for (kind, severity, message), names in sorted(self._kinds.items())
+        )
+
+
+def tabulate(
+    data: DataChoice,
+    examples: Sequence[Example],
+    findings: Findings,
+    *,
+    class_names: Sequence[str] | None = None,
+    listed: bool = True,
+) -> Table:
+    """Looks at every picture and makes the table of those that can be used.
+
+    Args:
+        data: Says what happens with the others.
+        examples: In the order of the table; all of them paths, or all of them bytes.
+        findings: Of the source; receives those about pictures.
+        class_names: In the set's own order; None takes the labels' natural order.
+        listed: Whether each file was named as an example. If not, one that neither is nor is
+            called a picture is a stray, and no example.
+
+    Raises:
+        DataError: If none is left, or one cannot be used under `on_error: stop`.
+    """
+    kept: list[Example] = []
+    looks: list[inspection.Inspected] = []
+    results = inspection.inspect_all([example.picture for example in examples])
+    for example, result in zip(examples, results, strict=True):
+        if isinstance(result, inspection.Inspected):
+            kept.append(example)
+            looks.append(result)
+            if not inspection.extension_fits(example.name, result.format):
+                message = f"{result.format} pictures called something else; read as what they are"
+                findings.add("extension_mismatch", "note", message, example.name)
+        elif listed or inspection.has_picture_extension(example.name) or result.is_picture:
+            findings.add(result.kind, "fail", _LEFT_OUT[result.kind], example.name)
+        else:
+            findings.add(
+                "not_a_picture", "note", "files that are no picture; ignored", example.name
+            )
+    labels = [example.label for example in kept]
+    for name in sorted({example.label for example in examples} - set(labels), key=natural):
+        findings.add("empty_class", "warn", "classes without a picture that can be used", name)
+    orientations = np.asarray([look.orientation for look in looks], np.uint8)
+    through_pillow = np.asarray([look.through_pillow for look in looks], bool)
+    paths = tuple(str(e.picture) for e in kept if isinstance(e.picture, Path))
+    encoded = tuple(e.picture for e in kept if isinstance(e.picture, bytes))
+    return finish(
+        data,
+        Table(
+            names=tuple(_printable(example.name) for example in kept),
+            labels=tuple(labels),
+            official=tuple(str(example.official) for example in kept)
+            if any(example.official for example in kept)
+            else None,
+            class_names=tuple(class_names or sorted(set(labels), key=natural)),
+            content=Encoded(encoded, orientations, through_pillow)
+            if encoded
+            else Files(paths, orientations, through_pillow),
+            findings=(found := findings.found()),
+            found=len(kept) + sum(f.count for f in found if f.severity == "fail"),
+        ),
+    )
+
+
+def finish(data: DataChoice, table: Table) -> Table:
+    """Returns the table if it can be used under `data.on_error`, else raises `DataError`."""
+    lost = [finding for finding in table.findings if finding.severity == "fail"]
+    if lost and data.on_error == "stop":
+        lines = [f"  {finding.message}: {first_few(finding.names, 10)}" for finding in lost]
+        raise DataError(
+            f"{data.path}: {sum(finding.count for finding in lost):,} examples cannot be used and "
+            "data.on_error is 'stop':\n" + "\n".join(lines) + "\n"
+            "Mend or remove them, or set data.on_error=skip to go on without them."
+        )
+    if not table.names:
+        raise DataError(f"{data.path}: no picture that can be used{because(table)}.")
+    assert len(set(table.names)) == len(table.names) == len(table.content), "names not unique"
+    return table
+
+
+def because(table: Table) -> str:
+    """Returns what was left out, in brackets, to go on with a message; "" if nothing was."""
+    lost = [finding for finding in table.findings if finding.severity == "fail"]
+    if not lost:
+        return ""
+    count = sum(finding.count for finding in lost)
+    return f" ({count:,} could not be used, such as {first_few(lost[0].names, 3)})"
+
+
+def natural(text: str) -> tuple[list[Any], str]:
+    """Returns a sort key under which `class 2` comes before `class 10`."""
+    parts = re.split(r"(\d+)", text)
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], text
+
+
+def split_named(word: str) -> str | None:
+    """Returns which split a word such as `val` means, or None."""
+    return _SPLIT_WORDS.get(word.strip().lower())
+
+
+def first_few(names: Iterable[str], limit: int = 5) -> str:
+    """Returns the first names in quotes and how many more there are, for a message."""
+    listed = list(names)
+    shown = ", ".join(f"'{name}'" for name in listed[:limit])
+    return shown + (f" and {len(listed) - limit:,} more" if len(listed) > limit else "")
+
+
+def _printable(name: str) -> str:
+    """Returns a name that can be written as UTF-8, whatever bytes the file system holds."""
+    return name.encode("utf-8", "backslashreplace").decode()
