@@ -207,7 +207,9 @@ def _arrays(
             arrays[name] = np.empty(tensor.shape, storage.dtype)
             continue
         flat = np.frombuffer(buffer, storage.dtype)[tensor.offset :]
-        arrays[name] = np.array(np.lib.stride_tricks.as_strided(flat, tensor.shape, strides))
+        arrays[name] = np.array(
+            np.lib.stride_tricks.as_strided(flat, tensor.shape, strides), order="C"
+        )
     return arrays
 
 
