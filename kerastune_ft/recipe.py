@@ -1,0 +1,470 @@
+"""Reads recipes: a YAML file and command-line overrides become one frozen `Recipe`.
+
+Every mistake is reported at once, with its line. Refuses unknown keys, duplicate keys, YAML tags
+and values of a wrong type: nothing is converted, but a whole number may stand for a number. Never
+imports Keras, reads no data and asks no network: checks that need those come later.
+
+    recipe = recipe.load("recipes/mobilenet.yaml", ["train.seed=3", "train.stages.0.epochs=2"])
+    recipe.train.stages[0].learning_rate        # 0.001
+    recipe.dump(recipe)                         # every default written out, loadable again
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from kerastune_ft import backbones, recipe_checks, recipe_tree
+from kerastune_ft.errors import RecipeError
+from kerastune_ft.recipe_checks import NAME, SETTINGS
+
+Text = Annotated[str, MinLen(1)]
+Count = Annotated[int, Ge(1)]
+# NumPy, scikit-learn and Keras all take seeds of 32 bits.
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Share = Annotated[float, Ge(0), Le(1)]
+ShareBelowOne = Annotated[float, Ge(0), Lt(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+
+
+def _name_or_settings(value: object) -> str | None:
+    if isinstance(value, str):
+        return NAME
+    return SETTINGS if isinstance(value, Mapping | BaseModel) else None
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Task(_Section):
+    """What is learned: head, loss and labels."""
+
+    name: Literal["image_classification"] = Field(
+        default="image_classification", description="One class per picture."
+    )
+    dropout: ShareBelowOne = Field(
+        default=0.2,
+        description="Share of the features dropped before the head while training, 0 to 1.",
+    )
+    label_smoothing: ShareBelowOne = Field(
+        default=0.0, description="Share of each label spread evenly over all classes, 0 to 1."
+    )
+
+
+class BackboneChoice(_Section):
+    """The pre-trained network, its weights and the size of its pictures."""
+
+    name: str = Field(
+        description="Pre-trained network; 'kft ls backbones' lists them.",
+        json_schema_extra={"enum": list(backbones.BACKBONES)},
+    )
+    weights: Text = Field(
+        default="imagenet",
+        description="A tag of the network (imagenet, ...), none for random weights, a .keras or "
+        ".weights.h5 file, or the folder of a former run.",
+    )
+    image_size: Count | tuple[Count, Count] | None = Field(
+        default=None,
+        description="Side, or [height, width], in pixels; null takes the network's usual side.",
+    )
+    alpha: Positive | None = Field(
+        default=None, description="Width multiplier of networks that have one; null is 1.0."
+    )
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Height and width of the pictures the network gets, in pixels."""
+        size = self.image_size or backbones.get(self.name).image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def weights_path(self) -> Path | None:
+        """Where the weights are if a file or a former run is meant, None for a tag or `none`."""
+        if self.weights in {*backbones.get(self.name).weights, "none"}:
+            return None
+        return Path(self.weights)
+
+
+class Split(_Section):
+    """How examples are divided, where the source has no division of its own."""
+
+    validation: ShareBelowOne = Field(
+        default=0.15, description="Share of the examples that early stopping looks at, 0 to 1."
+    )
+    test: ShareBelowOne = Field(
+        default=0.15, description="Share of the examples kept for the final score, 0 to 1."
+    )
+    stratify: bool = Field(default=True, description="Keep the share of each class in every part.")
+    seed: Seed = Field(default=0, description="Decides who goes where; train.seed does not.")
+
+
+class RandAugment(_Section):
+    """Random operations drawn from a fixed list, for every picture anew."""
+
+    num_ops: Annotated[int, Ge(1), Le(10)] = Field(default=2, description="Operations per picture.")
+    factor: Share = Field(default=0.3, description="Strength of each operation, 0 to 1.")
+
+
+class Augment(_Section):
+    """Random changes to training pictures; everything is off unless set."""
+
+    horizontal_flip: bool = Field(
+        default=False, description="Mirror left and right, half of the time."
+    )
+    vertical_flip: bool = Field(
+        default=False, description="Mirror top and bottom, half of the time."
+    )
+    rotation: Annotated[float, Ge(0), Le(0.5)] = Field(
+        default=0.0, description="Largest rotation either way, as a fraction of a full turn."
+    )
+    zoom: ShareBelowOne = Field(
+        default=0.0, description="Largest zoom in or out, as a share of the side."
+    )
+    translation: ShareBelowOne = Field(
+        default=0.0, description="Largest shift in both directions, as a share of the side."
+    )
+    contrast: Share = Field(default=0.0, description="Largest change of contrast, 0 to 1.")
+    brightness: Share = Field(default=0.0, description="Largest change of brightness, 0 to 1.")
+    rand_augment: RandAugment | None = Field(
+        default=None, description="Random operations from a fixed list; null is off."
+    )
+    random_erasing: Share = Field(
+        default=0.0, description="Largest part erased, as a share of the picture's area."
+    )
+    mixup: NotNegative = Field(
+        default=0.0,
+        description="Alpha of the beta distribution that blends pairs of pictures; 0 is off.",
+    )
+    cutmix: NotNegative = Field(
+        default=0.0, description="Alpha of the beta distribution that pastes patches; 0 is off."
+    )
+
+
+_LIGHT = Augment(horizontal_flip=True, rotation=0.03, zoom=0.1)
+_MEDIUM = _LIGHT.model_copy(update={"translation": 0.1, "contrast": 0.2})
+_STRONG = {"rand_augment": RandAugment(), "random_erasing": 0.2, "mixup": 0.2}
+AUGMENTATIONS: dict[str, Augment] = {
+    "none": Augment(),
+    "light": _LIGHT,
+    "medium": _MEDIUM,
+    "strong": _MEDIUM.model_copy(update=_STRONG),
+}
+
+
+class Data(_Section):
+    """Where examples come from and what happens to them before the network."""
+
+    source: Literal["image_folder", "image_csv", "tfds", "sklearn"] = Field(
+        description="Kind of the data; 'kft ls sources' explains them."
+    )
+    path: Text = Field(
+        description="What to read: a folder of class folders, a CSV file, the name of a TensorFlow "
+        "Datasets set or its prepared folder, or a scikit-learn set (digits)."
+    )
+    image_column: Text = Field(
+        default="path", description="Column of the picture's path; image_csv only."
+    )
+    label_column: Text = Field(
+        default="label", description="Column of the class name; image_csv only."
+    )
+    batch_size: Count = Field(default=32, description="Examples per training step.")
+    split: Split = Field(default=Split(), description="Shares for validation and test.")
+    resize: Literal["squash", "crop", "pad"] = Field(
+        default="squash",
+        description="How a picture gets the network's shape: squash ignores its proportions, crop "
+        "cuts the edges off, pad adds bars.",
+    )
+    augment: Annotated[
+        Annotated[Literal["none", "light", "medium", "strong"], Tag(NAME)]
+        | Annotated[Augment, Tag(SETTINGS)],
+        Discriminator(_name_or_settings),
+    ] = Field(
+        default="light", description="Random changes to training pictures: a name, or settings."
+    )
+    on_error: Literal["skip", "stop"] = Field(
+        default="skip", description="Leave unreadable examples out and count them, or stop."
+    )
+
+    @property
+    def augmentation(self) -> Augment:
+        """The settings that `augment` stands for."""
+        return AUGMENTATIONS[self.augment] if isinstance(self.augment, str) else self.augment
+
+
+class Optimizer(_Section):
+    """The update rule; learning rates belong to the stages."""
+
+    name: Literal[
+        "adam", "adamw", "sgd", "rmsprop", "lion", "nadam", "adamax", "adagrad", "adadelta",
+        "adafactor",
+    ] = Field(default="adamw", description="Keras's optimizer of that name.")  # fmt: skip
+    weight_decay: NotNegative | None = Field(
+        default=1e-4,
+        description="Decoupled weight decay per step, times the learning rate; null is off.",
+    )
+    momentum: ShareBelowOne | None = Field(
+        default=None, description="Momentum, 0 to 1; sgd and rmsprop only."
+    )
+    nesterov: bool = Field(default=False, description="Nesterov's form of momentum; sgd only.")
+    clipnorm: Positive | None = Field(
+        default=None, description="Largest norm of each weight's gradient; null is off."
+    )
+
+
+class Stage(_Section):
+    """A span of training with one set of trainable blocks and one learning-rate schedule."""
+
+    name: Text | None = Field(default=None, description="Shown in progress and reports.")
+    trainable_blocks: Annotated[int, Ge(-1)] = Field(
+        description="Backbone blocks that train, counted from the top: 0 the head alone, -1 all."
+    )
+    epochs: Count = Field(description="Passes over the training examples, at most.")
+    learning_rate: Positive = Field(description="Highest learning rate of the stage.")
+    schedule: Literal["constant", "linear", "cosine", "polynomial", "exponential"] = Field(
+        default="constant", description="How the learning rate falls after the warm-up."
+    )
+    warmup_epochs: NotNegative = Field(
+        default=0.0,
+        description="Epochs in which the learning rate rises from 0; fractions are fine.",
+    )
+    batch_norm: Literal["frozen", "train"] = Field(
+        default="frozen", description="Whether the statistics of unfrozen batch normalisation move."
+    )
+    optimizer: Optimizer | None = Field(
+        default=None, description="For this stage alone; null takes train.optimizer."
+    )
+
+
+class EarlyStopping(_Section):
+    """Ends a stage, not the run, when it no longer gets better."""
+
+    monitor: Literal["val_loss", "val_accuracy", "loss", "accuracy"] = Field(
+        default="val_loss", description="What has to get better."
+    )
+    patience: Count = Field(
+        default=3, description="Epochs without improvement before the stage ends."
+    )
+    min_delta: NotNegative = Field(
+        default=0.0, description="Smallest change that counts as better."
+    )
+    restore_best_weights: bool = Field(
+        default=True, description="Go on from the best epoch of the stage, not from the last."
+    )
+
+
+class Train(_Section):
+    """How the model is trained."""
+
+    seed: Seed = Field(
+        default=0, description="Of the head's weights, order, dropout and augmentation."
+    )
+    optimizer: Optimizer = Field(default=Optimizer(), description="The update rule of every stage.")
+    stages: Annotated[tuple[Stage, ...], MinLen(1)] = Field(
+        default=(
+            Stage(trainable_blocks=0, epochs=5, learning_rate=1e-3),
+            Stage(
+                trainable_blocks=4,
+                epochs=10,
+                learning_rate=1e-4,
+                schedule="cosine",
+                warmup_epochs=0.5,
+            ),
+        ),
+        description="One after the other, each from the weights of the one before.",
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=EarlyStopping(), description="When to end a stage early; null never does."
+    )
+    class_weight: (
+        Annotated[
+            Annotated[Literal["balanced"], Tag(NAME)]
+            | Annotated[dict[str, Positive], Tag(SETTINGS), MinLen(1)],
+            Discriminator(_name_or_settings),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Weight of each class in the loss by name, or balanced; null is 1 for all.",
+    )
+    deterministic: bool = Field(
+        default=True,
+        description="The same seed gives the same weights, at some cost in speed on a GPU.",
+    )
+    tensorboard: bool = Field(
+        default=True, description="Write logs for TensorBoard into the run folder."
+    )
+
+
+class Recipe(_Section):
+    """Fully describes one run."""
+
+    task: Task = Field(default=Task(), description="What is learned, and the head that learns it.")
+    backbone: BackboneChoice = Field(description="The pre-trained network.")
+    data: Data = Field(description="Where examples come from.")
+    train: Train = Field(default=Train(), description="Seed, optimizer, stages and when they end.")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe of a file: defaults, overruled by the file, overruled by `overrides`.
+
+    Args:
+        path: YAML 1.2, UTF-8.
+        overrides: `key=value` with a dotted key; items of a list by index. The value is a YAML
+            scalar or flow collection; the last of several for one key counts. A key below
+            `data.augment: light` changes that one setting of `light`.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    source = str(path)
+    problems: list[recipe_tree.Problem] = []
+    tree = recipe_tree.parse(_read(Path(path)), source, problems)
+    if tree is None or not isinstance(tree.value, dict):
+        value = None if tree is None else recipe_tree.plain(tree)
+        got = "is empty" if value is None else f"holds {recipe_checks.shown(value)}"
+        keys = ", ".join(Recipe.model_fields)
+        raise RecipeError([f"{source}: {got}; a recipe is a mapping of {keys}. {_LIST_RECIPES}."])
+    for text in overrides:
+        tree = recipe_tree.override(tree, text, _meant, _takes_text_alone, problems)
+    return _resolve(tree, source, problems)
+
+
+def from_mapping(mapping: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Returns the recipe of a Python mapping, checked as a file is.
+
+    Args:
+        mapping: Nested mappings, lists or tuples, and scalars; paths may be `Path`.
+        source: Named in error messages.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    problems: list[recipe_tree.Problem] = []
+    place = recipe_tree.Place(0, source)
+    if not isinstance(mapping, Mapping):
+        raise RecipeError([f"{source}: expected a mapping, got {recipe_checks.shown(mapping)}."])
+    return _resolve(recipe_tree.tree_of(mapping, place, problems), source, problems)
+
+
+def dump(recipe: Recipe) -> str:
+    """Returns YAML with every default written out; loading it gives an equal recipe."""
+    return "\n".join(recipe_tree.emit(recipe.model_dump())) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON Schema (draft 2020-12) from which editors complete and explain keys."""
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **Recipe.model_json_schema()}
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """Returns the sha256 of the recipe's canonical JSON: equal recipes, equal fingerprints."""
+    text = json.dumps(recipe.model_dump(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """Returns the names a key can take, such as those of `train.optimizer.name`.
+
+    Raises:
+        KeyError: If there is no such key.
+    """
+    shape = recipe_checks.at(Recipe, key.split("."))
+    if shape is None:
+        raise KeyError(key)
+    return recipe_checks.names(shape)
+
+
+def packaged() -> dict[str, Path]:
+    """Returns the recipes that come with the package, by name."""
+    from importlib.util import find_spec
+
+    spec = find_spec("kerastune_ft.recipes")
+    # In a checkout that is not installed, the folder lies beside the package, not in it.
+    inside = list(spec.submodule_search_locations or ()) if spec else []
+    folder = Path(inside[0]) if inside else Path(__file__).parents[1] / "recipes"
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+_LIST_RECIPES = "'kft ls recipes' lists those that come with kft"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"not a recipe: byte {error.start} is not UTF-8. Save the file as UTF-8 text"
+    except IsADirectoryError:
+        files = sorted(path.glob("*.yaml"))
+        message = "a folder; name the YAML file" + (f", such as '{files[0]}'" if files else "")
+    except (FileNotFoundError, NotADirectoryError):
+        # A bare name, or one without its ending, is most often a packaged recipe.
+        known = {file.name: file for file in sorted(path.parent.glob("*.y*ml"))}
+        known = {**packaged(), **known} if path.suffix else {**known, **packaged()}
+        names = difflib.get_close_matches(path.name, known, n=1)
+        near = "".join(f"; did you mean '{known[name]}'?" for name in names)
+        message = f"no such file{near or ';'} {_LIST_RECIPES}"
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+    raise RecipeError([f"{path}: {message}."])
+
+
+def _meant(path: recipe_tree.KeyPath, value: object) -> Any:
+    if value is None:
+        shape = recipe_checks.at(Recipe, path)
+        value = shape.field.get_default() if shape and shape.field else None
+    if isinstance(value, str):
+        named = AUGMENTATIONS.get(value) if path == ("data", "augment") else None
+        return named and named.model_dump()
+    return [item.model_dump() for item in value] if isinstance(value, tuple) else None
+
+
+def _takes_text_alone(path: recipe_tree.KeyPath) -> bool:
+    shape = recipe_checks.at(Recipe, path)
+    kinds = {option.annotation for option in recipe_checks.options(shape)} if shape else set()
+    return str in kinds and kinds <= {str, type(None)}
+
+
+def _resolve(tree: recipe_tree.Node, source: str, problems: list[recipe_tree.Problem]) -> Recipe:
+    raw = recipe_tree.plain(tree)
+    mistakes: list[recipe_checks.Mistake] = []
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)
+        mistakes += recipe_checks.explain(Recipe, raw, found)
+    wrong = [mistake.paths[0] for mistake in mistakes if mistake.spoils]
+    mistakes += recipe_checks.combinations(recipe_checks.Values(Recipe, raw, wrong))
+    for mistake in mistakes:
+        place, path = _blame(tree, source, mistake.paths)
+        problems.append(recipe_tree.Problem(place, ".".join(map(str, path)), mistake.message))
+    if problems:
+        raise RecipeError(dict.fromkeys(str(problem) for problem in sorted(problems)))
+    assert recipe is not None
+    return recipe
+
+
+def _blame(
+    tree: recipe_tree.Node, source: str, paths: Sequence[recipe_tree.KeyPath]
+) -> tuple[recipe_tree.Place, recipe_tree.KeyPath]:
+    """Returns the place and key to name: what the command line wrote, else what is written."""
+    found = [(recipe_tree.descend(tree, path), path) for path in paths]
+    written = [(node.place, path) for (node, steps), path in found if steps == len(path)]
+    for place, path in written:
+        if place is recipe_tree.COMMAND_LINE:
+            return place, path
+    if written:
+        return written[0]
+    (node, steps), path = found[0]
+    # The root's own line says nothing: a section that is missing has no line.
+    return (node.place if steps else recipe_tree.Place(0, source)), path

@@ -1,0 +1,419 @@
+"""Says in plain English what is wrong with a recipe.
+
+`explain` turns what pydantic found into "expected an integer >= 1, got 'five'"; `combinations`
+are the checks that need more than one key. Both work on the plain values of a recipe, whatever
+else is wrong with it, and know nothing of files and lines.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from kerastune_ft.backbones import BACKBONES, Backbone
+from kerastune_ft.errors import did_you_mean
+from kerastune_ft.recipe_tree import KeyPath
+
+# The tags of "a name or settings" unions; pydantic puts them into locations, `explain` takes them
+# out again.
+NAME, SETTINGS = "<name>", "<settings>"
+_SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
+
+
+class Shape(NamedTuple):
+    """What may stand at a key: an annotation, its constraints, and the key's field."""
+
+    annotation: Any
+    constraints: tuple[Any, ...] = ()
+    field: FieldInfo | None = None
+
+
+def options(shape: Shape) -> list[Shape]:
+    """Returns the shapes of a union, or the shape itself; annotations become constraints."""
+    origin, arguments = get_origin(shape.annotation), get_args(shape.annotation)
+    if origin is Annotated:
+        return options(Shape(arguments[0], shape.constraints + arguments[1:]))
+    if origin in (Union, UnionType):
+        return [option for argument in arguments for option in options(Shape(argument))]
+    return [shape]
+
+
+def _model(shape: Shape) -> type[BaseModel] | None:
+    annotation = shape.annotation
+    if get_origin(annotation) is None and isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return None
+
+
+def below(shape: Shape, part: str | int) -> Shape | None:
+    """Returns the shape of a key, of an item of a list or of a class name, or None."""
+    for option in options(shape):
+        origin, arguments = get_origin(option.annotation), get_args(option.annotation)
+        model = _model(option)
+        if model and part in model.model_fields:
+            field = model.model_fields[str(part)]
+            return Shape(field.annotation, tuple(field.metadata), field)
+        if origin is tuple and arguments[-1] is Ellipsis and str(part).isdecimal():
+            return Shape(arguments[0])
+        if origin is dict:
+            return Shape(arguments[1])
+    return None
+
+
+def at(root: type[BaseModel], path: Iterable[str | int]) -> Shape | None:
+    """Returns the shape of a whole path, or None."""
+    shape: Shape | None = Shape(root)
+    for part in path:
+        shape = below(shape, part) if shape else None
+    return shape
+
+
+def names(shape: Shape) -> tuple[str, ...]:
+    """Returns the names that may stand at a key, such as the optimizers; empty for other keys."""
+    return tuple(
+        name
+        for option in options(shape)
+        if get_origin(option.annotation) is Literal
+        for name in get_args(option.annotation)
+    )
+
+
+def expected(shape: Shape) -> str:
+    """Returns what may stand at a key: `an integer >= 1 or null`."""
+    phrases = [_phrase(option) for option in options(shape)]
+    if len(phrases) < 3:
+        return " or ".join(phrases)
+    return ", ".join(phrases[:-1]) + " or " + phrases[-1]
+
+
+def _phrase(shape: Shape) -> str:
+    origin, arguments = get_origin(shape.annotation), get_args(shape.annotation)
+    if origin is Literal:
+        return f"'{arguments[0]}'" if len(arguments) == 1 else f"one of {', '.join(arguments)}"
+    if origin is dict:
+        return f"a mapping from name to {expected(Shape(arguments[1]))}"
+    if origin is tuple:
+        if arguments[-1] is not Ellipsis:
+            return f"a list of {len(arguments)}, each {expected(Shape(arguments[0]))}"
+        return f"a list of {expected(Shape(arguments[0]))}s".replace("a list of a ", "a list of ")
+    if _model(shape):
+        return "a mapping"
+    nouns = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+    limits = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in shape.constraints
+        for kind, name, sign in _SIGNS
+        if isinstance(limit, kind)
+    ]
+    return f"{nouns.get(shape.annotation, 'null')} {' and '.join(limits)}".rstrip()
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message shows it, in YAML's words and never long."""
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    if isinstance(value, Mapping):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, tuple | list):
+        if not value:
+            return "an empty list"
+        flat = not any(isinstance(item, tuple | list | Mapping) for item in value)
+        return f"[{', '.join(map(shown, value))}]" if flat and len(value) <= 4 else "a list"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+class Mistake(NamedTuple):
+    """One mistake: the keys it may be blamed on, most likely first, and what to say.
+
+    `spoils` tells whether the value at the first key is unfit for further checks.
+    """
+
+    paths: tuple[KeyPath, ...]
+    message: str
+    spoils: bool = False
+
+
+def explain(root: type[BaseModel], raw: Any, errors: Sequence[ErrorDetails]) -> Iterator[Mistake]:
+    """Yields what pydantic's errors mean to a person.
+
+    Args:
+        root: The model that was tried.
+        raw: What it was tried on: dicts, tuples and scalars.
+        errors: From `ValidationError.errors()`.
+    """
+    for error in errors:
+        path: KeyPath = ()
+        shape = Shape(root)
+        for part in error["loc"]:
+            if part in (NAME, SETTINGS):
+                continue
+            inner = below(shape, part)
+            if inner is None:
+                break
+            path, shape = (*path, part), inner
+        if error["type"] == "extra_forbidden":
+            key = str(error["loc"][-1])
+            yield Mistake(((*path, key),), _unknown_key(root, shape, path, key))
+        elif error["type"] == "missing":
+            yield Mistake((path,), f"missing; expected {_needed(shape)}", spoils=True)
+        else:
+            value = raw
+            for part in path:
+                value = value[part]
+            # One bad item also makes pydantic call its list too short.
+            if error["type"] != "too_short" or not value:
+                yield Mistake((path,), _unexpected(shape, value), spoils=True)
+
+
+def _needed(shape: Shape) -> str:
+    model = next(filter(None, map(_model, options(shape))), None)
+    keys = (
+        [key for key, field in model.model_fields.items() if field.is_required()] if model else []
+    )
+    description = (shape.field.description or "") if shape.field else ""
+    if keys:
+        return f"a mapping with at least {' and '.join(keys)}"
+    return expected(shape) + (f" ({description.rstrip('.')})" if description else "")
+
+
+def _unexpected(shape: Shape, value: object) -> str:
+    message = f"expected {expected(shape)}, got {shown(value)}"
+    takes_text = str in (option.annotation for option in options(shape))
+    if isinstance(value, str):
+        return message + did_you_mean(value, names(shape))
+    if takes_text and isinstance(value, int | float):
+        return message + "; put it in quotes"
+    if value is None and shape.field and not shape.field.is_required():
+        return message + "; leave the key out to take its default"
+    return message
+
+
+def _unknown_key(root: type[BaseModel], shape: Shape, path: KeyPath, key: str) -> str:
+    here = ".".join(map(str, path))
+    model = next(filter(None, map(_model, options(shape))))
+    everywhere = list(_all_keys(Shape(root), ""))
+    exact = [f"'{name}'" for name in everywhere if name.rpartition(".")[2] == key]
+    if exact:
+        return f"unknown key here; it belongs at {' or '.join(exact[:4])}"
+    near = difflib.get_close_matches(key, list(model.model_fields), n=1, cutoff=0.6)
+    if near:
+        return f"unknown key; did you mean '{here}{'.' if here else ''}{near[0]}'?"
+    elsewhere = {name.rpartition(".")[2]: name for name in reversed(everywhere)}
+    near = difflib.get_close_matches(key, list(elsewhere), n=1, cutoff=0.75)
+    if near:
+        return f"unknown key; did you mean '{elsewhere[near[0]]}'?"
+    owner = f"'{here}'" if here else "a recipe"
+    return f"unknown key; the keys of {owner} are {', '.join(model.model_fields)}"
+
+
+def _all_keys(shape: Shape, prefix: str) -> Iterator[str]:
+    for option in options(shape):
+        model = _model(option)
+        for key, field in model.model_fields.items() if model else ():
+            yield f"{prefix}{key}"
+            yield from _all_keys(Shape(field.annotation), f"{prefix}{key}.")
+        if get_origin(option.annotation) is tuple and get_args(option.annotation)[-1] is Ellipsis:
+            yield from _all_keys(Shape(get_args(option.annotation)[0]), f"{prefix}N.")
+
+
+class _UnknownError(Exception):
+    """What a check wants to look at is itself wrong, and reported already."""
+
+
+class Values:
+    """Looks up values of a recipe of which parts may be wrong, defaults where nothing is written.
+
+    Args:
+        root: The recipe's model.
+        raw: Dicts, tuples and scalars.
+        wrong: Paths of wrong values.
+    """
+
+    def __init__(self, root: type[BaseModel], raw: Any, wrong: Iterable[KeyPath]) -> None:
+        self.root, self.raw, self.wrong = root, raw, list(wrong)
+
+    def __call__(self, *path: str | int) -> Any:
+        """Returns the value at a path; raises `_UnknownError` if it is one of the wrong ones."""
+        if any(path[: len(wrong)] == wrong for wrong in self.wrong):
+            raise _UnknownError
+        value: Any = self.raw
+        shape = Shape(self.root)
+        for part in path:
+            inner = below(shape, part)
+            assert inner is not None, path
+            if isinstance(value, BaseModel):
+                value = getattr(value, str(part))
+            elif isinstance(value, tuple):
+                value = value[int(part)]
+            elif part in value:
+                value = value[part]
+            else:
+                assert inner.field is not None, path
+                value = inner.field.get_default(call_default_factory=True)
+            shape = inner
+        return value
+
+
+def combinations(values: Values) -> Iterator[Mistake]:
+    """Yields what is wrong between keys, from every check whose own keys are right."""
+    checks: tuple[Callable[[Values], Iterator[Mistake]], ...] = (
+        _backbone_name, _weights, _alpha, _side, _split, _optimizers, _stages, _monitor,
+    )  # fmt: skip
+    for check in checks:
+        with suppress(_UnknownError):
+            yield from check(values)
+
+
+_NAME_PATH: KeyPath = ("backbone", "name")
+_WEIGHTS_PATH: KeyPath = ("backbone", "weights")
+_ALPHA_PATH: KeyPath = ("backbone", "alpha")
+
+
+def _row(values: Values) -> Backbone:
+    name = values(*_NAME_PATH)
+    if name not in BACKBONES:
+        raise _UnknownError
+    return BACKBONES[name]
+
+
+def _list(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items))
+
+
+def _backbone_name(values: Values) -> Iterator[Mistake]:
+    name = values(*_NAME_PATH)
+    if name not in BACKBONES:
+        hint = did_you_mean(name, BACKBONES) or ";"
+        message = f"backbone '{name}' is unknown{hint} 'kft ls backbones' lists all"
+        yield Mistake((_NAME_PATH,), message)
+
+
+def _weights(values: Values) -> Iterator[Mistake]:
+    row, weights = _row(values), values(*_WEIGHTS_PATH)
+    is_path = weights.endswith((".keras", ".weights.h5")) or "/" in weights or "\\" in weights
+    if weights in (*row.weights, "none") or is_path or Path(weights).is_dir():
+        return
+    tags = _list([*row.weights, "none"])
+    message = (
+        f"backbone '{row.name}' has no '{weights}' weights, and no folder of that name is here; "
+        f"it has {tags}, or give a .keras or .weights.h5 file{did_you_mean(weights, row.weights)}"
+    )
+    yield Mistake((_WEIGHTS_PATH, _NAME_PATH), message)
+
+
+def _alpha(values: Values) -> Iterator[Mistake]:
+    row, alpha = _row(values), values(*_ALPHA_PATH)
+    if not row.alphas:
+        if alpha is not None:
+            message = f"backbone '{row.name}' has no width multiplier; leave alpha out"
+            yield Mistake((_ALPHA_PATH, _NAME_PATH), message)
+        return
+    alpha = 1.0 if alpha is None else alpha
+    if alpha not in row.alphas:
+        expected_alphas = f"expected one of {_list(row.alphas)} for backbone '{row.name}'"
+        yield Mistake((_ALPHA_PATH, _NAME_PATH), f"{expected_alphas}, got {alpha}")
+        return
+    weights = values(*_WEIGHTS_PATH)
+    facts = row.weights.get(weights)
+    if facts and facts.alphas and alpha not in facts.alphas:
+        others = [
+            f"weights '{tag}' exist for {_list(other.alphas)}"
+            for tag, other in row.weights.items()
+            if alpha in other.alphas
+        ]
+        message = (
+            f"backbone '{row.name}' has no '{weights}' weights for alpha {alpha}; they exist for "
+            f"{_list(facts.alphas)}" + "".join(f"; {other}" for other in others)
+        )
+        yield Mistake((_ALPHA_PATH, _WEIGHTS_PATH), message)
+
+
+def _side(values: Values) -> Iterator[Mistake]:
+    row, size = _row(values), values("backbone", "image_size")
+    if size is not None and min(size if isinstance(size, tuple) else (size,)) < row.smallest_side:
+        message = (
+            f"backbone '{row.name}' needs a height and width of at least {row.smallest_side} "
+            f"pixels, got {shown(size)}; its usual side is {row.image_size}"
+        )
+        yield Mistake((("backbone", "image_size"), _NAME_PATH), message)
+
+
+def _split(values: Values) -> Iterator[Mistake]:
+    paths: tuple[KeyPath, ...] = (("data", "split", "validation"), ("data", "split", "test"))
+    validation, test = (values(*path) for path in paths)
+    if validation + test >= 1:
+        message = (
+            f"validation {validation} and test {test} leave nothing to train on; "
+            "together they must be less than 1"
+        )
+        yield Mistake(paths, message)
+
+
+def _stage_count(values: Values) -> int:
+    return len(values("train", "stages"))
+
+
+def _optimizers(values: Values) -> Iterator[Mistake]:
+    places: list[KeyPath] = [("train", "optimizer")]
+    with suppress(_UnknownError):
+        places += (("train", "stages", i, "optimizer") for i in range(_stage_count(values)))
+    for place in places:
+        with suppress(_UnknownError):
+            if values(*place) is None:
+                continue
+            name, momentum = values(*place, "name"), values(*place, "momentum")
+            nesterov = values(*place, "nesterov")
+            if momentum is not None and name not in ("sgd", "rmsprop"):
+                message = f"optimizer '{name}' has no momentum; sgd and rmsprop have"
+                yield Mistake(((*place, "momentum"), (*place, "name")), message)
+            if nesterov and name != "sgd":
+                message = f"optimizer '{name}' has no nesterov; sgd has"
+                yield Mistake(((*place, "nesterov"), (*place, "name")), message)
+            elif nesterov and not momentum:
+                message = "nesterov needs a momentum, such as momentum: 0.9"
+                yield Mistake(((*place, "nesterov"), (*place, "momentum")), message)
+
+
+def _stages(values: Values) -> Iterator[Mistake]:
+    for i in range(_stage_count(values)):
+        stage: KeyPath = ("train", "stages", i)
+        with suppress(_UnknownError):
+            warmup, epochs = values(*stage, "warmup_epochs"), values(*stage, "epochs")
+            if warmup >= epochs:
+                message = f"warmup_epochs must be less than epochs; they are {warmup} and {epochs}"
+                yield Mistake(((*stage, "warmup_epochs"), (*stage, "epochs")), message)
+        with suppress(_UnknownError):
+            blocks, row = values(*stage, "trainable_blocks"), _row(values)
+            if blocks > len(row.cuts):
+                message = (
+                    f"backbone '{row.name}' has {len(row.cuts)} blocks, got trainable_blocks "
+                    f"{blocks}; -1 trains all"
+                )
+                yield Mistake(((*stage, "trainable_blocks"), _NAME_PATH), message)
+
+
+def _monitor(values: Values) -> Iterator[Mistake]:
+    # Folders, CSV files and TensorFlow Datasets may bring a validation split of their own.
+    if values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
+        return
+    if values("train", "early_stopping") is None:
+        return
+    path: KeyPath = ("train", "early_stopping", "monitor")
+    monitor = values(*path)
+    if monitor.startswith("val_"):
+        message = (
+            f"early stopping monitors '{monitor}', but data.split.validation is 0; monitor "
+            "'loss' or 'accuracy', or set train.early_stopping to null"
+        )
+        yield Mistake((path, ("data", "split", "validation")), message)
