@@ -83,8 +83,10 @@ class FreezeAudit(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Compares."""
         _sync(self.model)
-        frozen_moved, trained_still = [], []
-        moved_blocks, trained_blocks = set(), {}
+        frozen_moved: list[str] = []
+        trained_still: list[str] = []
+        moved_blocks: set[str] = set()
+        trained_blocks: dict[str, None] = {}
         for block, path, weight in models.named_weights(self.model):
             _, trainable, digest = self._before[path]
             moved = _digest(weight) != digest
@@ -189,7 +191,7 @@ class EpochRows(keras.callbacks.Callback):
             "epoch": epoch + 1,
             "stage": self.stage,
             "learning_rate": rate,
-            **{name: float(value) for name, value in (logs or {}).items()},
+            **{name: float(value) for name, value in sorted((logs or {}).items(), key=_rank)},
             "seconds": time.monotonic() - self._begin,
             "examples_per_second": self.examples / max(1e-9, self._trained - self._begin),
         }
@@ -254,6 +256,12 @@ class ProgressBar(keras.callbacks.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:
+    """Sorts training before validation, and the loss before the metrics."""
+    name = item[0]
+    return name.startswith("val_"), not name.endswith("loss"), name
 
 
 def _digest(weight: keras.Variable) -> bytes:

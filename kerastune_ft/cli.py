@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import rich_click as click
+from click import Abort, ClickException
 
 from kerastune_ft import __version__
 from kerastune_ft.errors import KftError, RecipeError
@@ -30,17 +31,17 @@ _RUN = click.Path(path_type=Path)
 class _Group(click.RichGroup):
     """Turns what goes wrong below into one clear message and an exit code."""
 
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Runs the command line."""
         debug = "--debug" in sys.argv
         try:
             result = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.exceptions.Abort:
+        except Abort:
             _say("interrupted")
             sys.exit(130)
         except KeyboardInterrupt:
             sys.exit(130)
-        except click.ClickException as error:
+        except ClickException as error:
             error.show()
             sys.exit(error.exit_code)
         except RecipeError as error:
@@ -205,7 +206,7 @@ def list_(what: str | None, as_json: bool, runs_dir: Path) -> None:
     for name, rows in found.items():
         if not what:
             console.print(f"[bold]{name}[/]")
-        listings.show(console, rows)
+        listings.show(console, rows, leave_out=listings.WIDE if name == "backbones" else ())
 
 
 @main.command(name="cp")
@@ -269,7 +270,7 @@ def _workflow() -> Any:
     """Imports what needs TensorFlow, without what TensorFlow prints."""
     from kerastune_ft import devices
 
-    with devices.quiet_import():
+    with devices.quiet_start():
         from kerastune_ft import workflow
     return workflow
 

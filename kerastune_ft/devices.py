@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -26,17 +27,20 @@ _PACKAGES = (
 
 
 @contextlib.contextmanager
-def quiet_import() -> Iterator[None]:
-    """Keeps the lines that TensorFlow's C++ prints to stderr while it is imported from the user.
+def quiet_start() -> Iterator[None]:
+    """Keeps from the user what TensorFlow's C++ prints to stderr while it is imported.
 
-    They come before any setting can silence them. If the import fails they are shown.
+    The lines come before any setting can silence them, some when TensorFlow first looks for a
+    GPU: it is made to look here. If the import fails they are shown.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     saved = os.dup(2)
     with tempfile.TemporaryFile() as caught:
         os.dup2(caught.fileno(), 2)
         try:
             yield
+            if "tensorflow" in sys.modules:
+                sys.modules["tensorflow"].config.list_physical_devices()
         except BaseException:
             caught.seek(0)
             os.write(saved, caught.read())

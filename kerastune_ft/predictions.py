@@ -17,7 +17,7 @@ import numpy as np
 from kerastune_ft import data, evaluation
 from kerastune_ft import recipe as recipes
 from kerastune_ft.data import Split, images
-from kerastune_ft.errors import DataError, KftError, RunError
+from kerastune_ft.errors import DataError, RunError
 from kerastune_ft.evaluation import Evaluation
 from kerastune_ft.recipe import Recipe
 from kerastune_ft.runs import Run
@@ -84,12 +84,9 @@ def predict(run: Run, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         pictures: list[np.ndarray | str] = []
         for path in names:
             try:
-                picture = images.decode_file(path)
-            except KftError as error:
+                pictures.append(images.decode_file(path, size, recipe.data.resize))
+            except DataError as error:
                 pictures.append(str(error))
-            else:
-                resized = images.resize(picture, size, recipe.data.resize)
-                pictures.append(np.asarray(resized))
         good = [picture for picture in pictures if not isinstance(picture, str)]
         # One shape for every batch but the last, so that Keras traces once.
         shares = iter(
@@ -111,7 +108,7 @@ def _contract(run: Run) -> tuple[Recipe, tuple[str, ...]]:
 
 def _own_split(run: Run, recipe: Recipe) -> Split:
     splits = data.load(recipe.data)
-    recorded = run.read_json("data")["fingerprint"]
+    recorded = run.read_json("data")["split_fingerprint"]
     if splits.fingerprint != recorded:
         raise DataError(
             f"'{recipe.data.path}' has changed since run '{run.name}' was trained, so its test "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kerastune_ft import files
+from kerastune_ft import recipe as recipes
 from kerastune_ft.errors import DataError, RecipeError, RunError, did_you_mean
 
 _TEMPLATE = """\
@@ -36,21 +37,14 @@ train:
 """
 
 
-def folder() -> Path:
-    """Returns the folder of shipped recipes: packaged, or beside the package in a checkout."""
-    package = Path(__file__).parent
-    packaged = package / "recipes"
-    return packaged if packaged.is_dir() else package.parent / "recipes"
-
-
 def shipped() -> list[dict[str, Any]]:
-    """Returns the shipped recipes: name and the first line of their comment."""
+    """Returns the shipped recipes: name and the first sentence of their comment."""
     found = []
-    for path in sorted(folder().glob("*.yaml")):
+    for path in recipes.packaged().values():
         lines = path.read_text(encoding="utf-8").splitlines()
         comments = [line[1:].strip() for line in lines if line.startswith("#")]
-        about = [line for line in comments if not line.startswith("yaml-language-server")]
-        found.append({"name": path.stem, "about": about[0] if about else ""})
+        about = [line for line in comments if line and "yaml-language-server" not in line]
+        found.append({"name": path.stem, "about": " ".join(about).partition(". ")[0]})
     return found
 
 
@@ -61,14 +55,13 @@ def copy(name: str, destination: Path) -> str:
         RecipeError: If there is no recipe of that name.
         RunError: If the destination exists or cannot be written.
     """
-    names = [row["name"] for row in shipped()]
+    known = recipes.packaged()
     stem = name.removesuffix(".yaml")
-    if stem not in names:
-        raise RecipeError(
-            [f"recipe '{name}' is unknown{did_you_mean(stem, names)} There are {', '.join(names)}."]
-        )
-    text = (folder() / f"{stem}.yaml").read_text(encoding="utf-8")
-    text = text.replace("$schema=schema.json", f"$schema={folder() / 'schema.json'}")
+    if stem not in known:
+        hint = did_you_mean(stem, known) or "."
+        raise RecipeError([f"recipe '{name}' is unknown{hint} There are {', '.join(known)}."])
+    text = known[stem].read_text(encoding="utf-8")
+    text = text.replace("$schema=schema.json", f"$schema={_schema()}")
     _write_new(destination, text)
     return f"written to {destination}; next: kft plan {destination}"
 
@@ -88,13 +81,18 @@ def write(destination: Path, data: Path | None) -> str:
         raise DataError(f"--data: '{data}': no such file or folder.")
     source = "image_csv" if data is not None and data.is_file() else "image_folder"
     text = _TEMPLATE.format(
-        schema=folder() / "schema.json",
+        schema=_schema(),
         name=destination,
         source=source,
         path=data or "photos/                    # a sub-folder per class",
     )
     _write_new(destination, text)
     return f"written to {destination}; next: kft plan {destination}"
+
+
+def _schema() -> Path:
+    """Returns the JSON Schema that lies beside the shipped recipes."""
+    return next(iter(recipes.packaged().values())).with_name("schema.json")
 
 
 def _write_new(destination: Path, text: str) -> None:

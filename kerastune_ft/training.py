@@ -173,6 +173,7 @@ def train(
                 initial_epoch=epochs.start,
                 epochs=epochs.stop,
                 validation_data=validation,
+                shuffle=False,  # the stream is in the epoch's order already
                 verbose=0,
                 callbacks=[
                     bar,
@@ -214,31 +215,18 @@ class SaveModel(keras.callbacks.Callback):
 def save(model: keras.Model, run: Run) -> None:
     """Writes a run's `model.keras`: the network alone, which loads without this package.
 
-    The optimizer is left out: its schedule is a class of this package, and its slots would
-    triple the file.
+    What `compile` added is left out: the optimizer's schedule is a class of this package, and its
+    slots would triple the file.
 
     Args:
-        model: Any built Keras model.
+        model: Made by a builder.
         run: Where to.
     """
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
-    with files.replacing(run.model_path) as path, _without_optimizer(model):
-        model.save(path)
-
-
-class _without_optimizer:  # noqa: N801  (used like a function)
-    """Hides what `compile` left in a model from `model.save`."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.optimizer, self.compiled = self.model.optimizer, self.model.compiled
-        self.model.compiled = False
-
-    def __exit__(self, *_: object) -> None:
-        self.model.compiled = self.compiled
+    bare = keras.Model(model.inputs, model.outputs, name=model.name)
+    with files.replacing(run.model_path) as path:
+        bare.save(path)
 
 
 def epoch_line(row: dict[str, Any], last_epoch: int) -> str:

@@ -175,7 +175,8 @@ def _show_data(console: Console, splits: Splits) -> None:
         f"{len(split.labels):,} {split.name}"
         for split in (splits.train, splits.validation, splits.test)
     )
-    console.print(f"[bold]data[/]     {escape(splits.source)}: {counts}", highlight=False)
+    origin = escape(f"{splits.source} {splits.path}")
+    console.print(f"[bold]data[/]     {origin}: {counts}", highlight=False)
     names = ", ".join(splits.class_names[:12]) + (" ..." if len(splits.class_names) > 12 else "")
     console.print(f"         {len(splits.class_names)} classes: {escape(names)}", highlight=False)
     for finding in splits.findings:

@@ -28,7 +28,7 @@ def get(name: str) -> Backbone:
     """
     if name not in BACKBONES:
         raise ModelError(
-            f"backbone '{name}' is unknown{did_you_mean(name, BACKBONES)} "
+            f"backbone '{name}' is unknown{did_you_mean(name, BACKBONES) or '.'} "
             "'kft ls backbones' lists all."
         )
     return BACKBONES[name]

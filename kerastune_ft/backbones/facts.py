@@ -110,7 +110,7 @@ class Backbone:
             tags = ", ".join([*self.weights, "none"])
             raise WeightsError(
                 f"weights '{tag}' are unknown for backbone '{self.name}'"
-                f"{did_you_mean(tag, self.weights)} It has {tags}; or give the path of a "
+                f"{did_you_mean(tag, self.weights) or '.'} It has {tags}; or give the path of a "
                 "'.weights.h5' or '.keras' file, or of a former run."
             )
         return self.weights[tag]

@@ -101,7 +101,7 @@ class Splits:
                 }
                 for split in self.all
             },
-            "fingerprint": self.fingerprint,
+            "split_fingerprint": self.fingerprint,
             "findings": [
                 {
                     "kind": finding.kind,

@@ -53,7 +53,7 @@ def steps(n: int, batch_size: int) -> int:
 
 
 def decode(data: Tensor, through_pillow: Tensor, orientation: Tensor) -> Tensor:
-    """Decodes a picture inside a graph and turns it upright.
+    """Decodes a picture and turns it upright, inside a graph or outside.
 
     Args:
         data: Scalar string: a whole picture file that `inspection.inspect` found usable.
@@ -67,8 +67,11 @@ def decode(data: Tensor, through_pillow: Tensor, orientation: Tensor) -> Tensor:
     def by_tensorflow() -> Tensor:
         return tf.io.decode_image(data, channels=3, expand_animations=False)
 
+    def pixels(raw: Any) -> NDArray[np.uint8]:  # bytes in a graph, an array outside of one
+        return inspection.decode_with_pillow(np.asarray(raw, object).item())
+
     def by_pillow() -> Tensor:
-        return tf.numpy_function(inspection.decode_with_pillow, [data], tf.uint8)
+        return tf.numpy_function(pixels, [data], tf.uint8)
 
     image = tf.cond(through_pillow, by_pillow, by_tensorflow)
     return upright(tf.ensure_shape(image, (None, None, 3)), orientation)

@@ -1,0 +1,71 @@
+"""Fixtures: a small network with random weights, pictures on disk, a cache of the test's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Threads of two libraries on two cores fight; the tests' networks are tiny.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory, monkeypatch, request):
+    """Keeps tests out of the user's cache; networked tests share one to download once."""
+    if request.node.get_closest_marker("network") is None:
+        monkeypatch.setenv("KFT_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def classifier():
+    """A MobileNetV2 a third as wide, random weights, 3 classes, 32 pixels a side."""
+    import keras
+
+    from kerastune_ft import models
+
+    keras.utils.set_random_seed(0)
+    model = models.image_classifier(
+        "mobilenet_v2", 3, weights="none", image_size=32, alpha=0.35, seed=0
+    )
+    _fill_batch_norm_statistics(model)
+    return model
+
+
+def _fill_batch_norm_statistics(model):
+    """Makes random weights behave like trained ones: without statistics, features vanish."""
+    import keras
+
+    from kerastune_ft import models
+
+    network, _ = models.backbone_of(model)
+    layers = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
+    momentum = layers[0].momentum
+    models.unfreeze_top(model, -1, batch_norm="train")
+    for layer in layers:
+        layer.momentum = 0.0
+    model(np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype("float32"), training=True)
+    for layer in layers:
+        layer.momentum = momentum
+    models.freeze(model)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with 3 classes of 12 tiny JPEGs that a network can tell apart by colour."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    colours = {"blue": (30, 40, 200), "green": (30, 190, 40), "red": (200, 30, 40)}
+    for name, colour in colours.items():
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            pixels = np.clip(rng.normal(colour, 25, (40, 48, 3)), 0, 255).astype("uint8")
+            Image.fromarray(pixels).save(folder / f"{number:02d}.jpg")
+    return tmp_path / "photos"
