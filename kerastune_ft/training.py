@@ -56,11 +56,12 @@ class StagePlan:
 
     def schedule(self) -> optimizers.StageSchedule:
         """Returns the stage's learning rate as a function of its optimizer steps."""
+        steps = self.stage.epochs * self.steps
         return optimizers.StageSchedule(
             self.stage.schedule,
             self.stage.learning_rate,
-            steps=self.stage.epochs * self.steps,
-            warmup_steps=round(self.stage.warmup_epochs * self.steps),
+            steps=steps,
+            warmup_steps=min(round(self.stage.warmup_epochs * self.steps), steps - 1),
         )
 
 

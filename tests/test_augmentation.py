@@ -1,0 +1,113 @@
+"""Augmentation as a function of (seed, epoch, example)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kerastune_ft.data.augmentation import Augmentation
+from kerastune_ft.recipe import Augment, RandAugment
+
+SIZE = (24, 20)
+PICTURES = np.random.default_rng(0).uniform(0, 255, (8, *SIZE, 3)).astype("float32")
+KINDS = {
+    "horizontal_flip": Augment(horizontal_flip=True),
+    "vertical_flip": Augment(vertical_flip=True),
+    "rotation": Augment(rotation=0.1),
+    "zoom": Augment(zoom=0.3),
+    "translation": Augment(translation=0.3),
+    "contrast": Augment(contrast=0.5),
+    "brightness": Augment(brightness=0.5),
+    "rand_augment": Augment(rand_augment=RandAugment()),
+    "random_erasing": Augment(random_erasing=0.3),
+}
+
+
+def key(seed, epoch, example):
+    return tf.constant([seed, epoch, example], tf.int64)
+
+
+def changed(augment, seed=0, epoch=0, examples=range(8)):
+    """Runs the augmentation inside tf.data, as training does, over the examples in that order."""
+    augmentation = Augmentation(augment, SIZE)
+    pictures = tf.constant(PICTURES)
+    dataset = tf.data.Dataset.from_tensor_slices(list(examples)).map(
+        lambda i: augmentation.example(
+            pictures[i], tf.stack([tf.constant(seed, tf.int64), epoch, tf.cast(i, tf.int64)])
+        )
+    )
+    return np.stack([np.asarray(image) for image in dataset])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_example_gets_the_same_whatever_came_before_it(kind):
+    forward = changed(KINDS[kind])
+    backward = changed(KINDS[kind], examples=range(7, -1, -1))
+    alone = changed(KINDS[kind], examples=[5])
+    np.testing.assert_array_equal(forward, backward[::-1])
+    np.testing.assert_array_equal(forward[5], alone[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_change_keep_their_shape_and_stay_within_0_and_255(kind):
+    found = changed(KINDS[kind])
+    assert found.shape == PICTURES.shape
+    assert found.dtype == np.float32
+    assert found.min() >= 0
+    assert found.max() <= 255
+    assert not np.array_equal(found, PICTURES)
+
+
+@pytest.mark.parametrize("kind", ["horizontal_flip", "rotation", "contrast"])
+def test_seed_epoch_and_example_each_make_a_difference(kind):
+    first = changed(KINDS[kind])
+    assert not np.array_equal(first, changed(KINDS[kind], seed=1))
+    assert not np.array_equal(first, changed(KINDS[kind], epoch=1))
+    same_picture = Augmentation(KINDS[kind], SIZE)
+    variants = {
+        np.asarray(same_picture.example(tf.constant(PICTURES[0]), key(0, 0, example))).tobytes()
+        for example in range(12)
+    }
+    assert len(variants) > 1
+
+
+def test_half_of_the_pictures_are_flipped_and_flips_are_exact():
+    augmentation = Augmentation(Augment(horizontal_flip=True), SIZE)
+    picture = tf.constant(PICTURES[0])
+    flipped = 0
+    for example in range(200):
+        found = np.asarray(augmentation.example(picture, key(3, 1, example)))
+        if np.array_equal(found, PICTURES[0][:, ::-1]):
+            flipped += 1
+        else:
+            np.testing.assert_array_equal(found, PICTURES[0])
+    assert 70 < flipped < 130
+
+
+def test_nothing_asked_for_changes_nothing():
+    np.testing.assert_array_equal(changed(Augment()), PICTURES)
+
+
+@pytest.mark.parametrize("augment", [Augment(mixup=0.4), Augment(cutmix=1.0)])
+def test_mixed_labels_are_the_shares_of_the_pictures_mixed(augment):
+    """With pictures of one constant each, the share of a class can be read off the pixels.
+
+    Keras computes CutMix's shares from a box that it then rounds to whole pixels: the picture may
+    be off by a pixel at two edges.
+    """
+    side = 160
+    levels = np.array([10.0, 60.0, 110.0, 160.0, 210.0, 250.0], "float32")
+    pictures = np.ones((6, side, side, 3), "float32") * levels[:, None, None, None]
+    one_hot = np.eye(6, dtype="float32")
+    augmentation = Augmentation(augment, (side, side))
+    rounding = (levels.max() - levels.min()) * 2 / side if augment.cutmix else 0.01
+    images, labels = augmentation.batch(tf.constant(pictures), tf.constant(one_hot), key(0, 0, 0))
+    np.testing.assert_allclose(np.asarray(labels).sum(axis=1), 1.0, rtol=1e-5)
+    expected = np.asarray(labels) @ levels
+    np.testing.assert_allclose(np.asarray(images).mean(axis=(1, 2, 3)), expected, atol=rounding)
+    assert not np.array_equal(np.asarray(labels), one_hot)
+    again, _ = augmentation.batch(tf.constant(pictures), tf.constant(one_hot), key(0, 0, 0))
+    np.testing.assert_array_equal(np.asarray(images), np.asarray(again))
+    other, _ = augmentation.batch(tf.constant(pictures), tf.constant(one_hot), key(0, 1, 0))
+    assert not np.array_equal(np.asarray(images), np.asarray(other))
