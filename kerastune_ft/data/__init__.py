@@ -155,7 +155,7 @@ def load(data: Data, *, log: Callable[[str], None] | None = None) -> Splits:
             name, tuple(table.names[row] for row in rows), labels[rows], table.content.take(rows)
         )
     for finding in findings:
-        say(f"{finding.severity}: {finding.message}: {first_few(finding.names, 3)}")
+        say(f"{finding.severity}: {finding.message}")
     say(
         f"{len(labels):,} pictures of {len(number)} classes: {len(made['train']):,} train, "
         f"{len(made['validation']):,} validation, {len(made['test']):,} test"

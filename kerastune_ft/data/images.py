@@ -213,9 +213,12 @@ def dataset(
     n, per_epoch = len(numbers), steps(len(numbers), batch_size)
     assert n == len(content), f"{n} labels for {len(content)} pictures"
     assert not n or 0 <= numbers.min() <= numbers.max() < num_classes, "label out of range"
-    read = _reader(content)
-    classes = tf.constant(numbers)
-    weights = None if class_weights is None else tf.constant(np.asarray(class_weights, np.float32))
+    with tf.device("/CPU:0"):  # tf.data runs there; a table on the GPU would travel back
+        read = _reader(content)
+        classes = tf.constant(numbers)
+        weights = tf.constant(
+            np.asarray(1.0 if class_weights is None else class_weights, "float32")
+        )
 
     def load(turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         epoch, index = turn[0], turn[1]
@@ -238,7 +241,7 @@ def dataset(
             key = tf.stack([tf.cast(seed, tf.int64), turns[0, 0], turns[0, 2]])
             images, one_hot = augment.batch(images, one_hot, key)
             images = tf.ensure_shape(images, (None, *image_size, 3))
-        if weights is None:
+        if class_weights is None:
             return images, one_hot
         return images, one_hot, tf.linalg.matvec(one_hot, weights)
 

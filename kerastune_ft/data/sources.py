@@ -265,24 +265,24 @@ def _csv_examples(
         name = Path(os.path.normpath(image.strip())).as_posix()
         row = f"row {number}"
         if label != raw_label:
-            findings.add("label_spaces", "note", "labels with spaces around them; removed", row)
+            findings.add("label_spaces", "note", "labels with spaces around them, removed", row)
         if not image.strip():
-            findings.add("missing_file", "fail", "rows without a path; left out", row)
+            findings.add("missing_file", "fail", "rows without a path, left out", row)
         elif not label or label.lower() == "nan":
-            findings.add("missing_label", "fail", "rows without a label; left out", name)
+            findings.add("missing_label", "fail", "rows without a label, left out", name)
         elif not (path.parent / name).is_file():
-            findings.add("missing_file", "fail", "rows whose file does not exist; left out", name)
+            findings.add("missing_file", "fail", "rows whose file does not exist, left out", name)
         else:
             said[name].append((label, official))
     examples = []
     for name, statements in sorted(said.items()):
         if len(set(statements)) > 1:
-            message = "rows that give one picture several labels or splits; left out"
+            message = "rows that give one picture several labels or splits, left out"
             for _ in statements:
                 findings.add("conflicting_rows", "fail", message, name)
             continue
         for _ in statements[1:]:
-            findings.add("duplicate_row", "fail", "rows that repeat another; left out", name)
+            findings.add("duplicate_row", "fail", "rows that repeat another, left out", name)
         examples.append(Example(name, *statements[0], path.parent / name))
     return examples
 

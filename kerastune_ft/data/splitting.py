@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerastune_ft import files
-from kerastune_ft.data.tables import SPLITS, Finding
+from kerastune_ft.data.tables import SPLITS, Finding, finding
 from kerastune_ft.errors import DataError
 
 _COLUMNS = ["name", "label", "split"]
@@ -105,11 +105,8 @@ def absences(
         present = set(numbers[chosen].tolist())
         missing = tuple(c for i, c in enumerate(class_names) if i not in present)
         if chosen.any() and missing:
-            message = (
-                f"{len(missing):,} classes have no example in the {name} split; "
-                "its scores say nothing about them"
-            )
-            findings.append(Finding("class_absent", "warn", message, len(missing), missing))
+            message = f"classes without an example in the {name} split, whose scores ignore them"
+            findings.append(finding("class_absent", "warn", message, missing))
     return tuple(findings)
 
 

@@ -35,11 +35,11 @@ _SPLIT_WORDS = {
     "testing": "test",
 }
 _LEFT_OUT = {
-    "empty_file": "files of 0 bytes; left out",
-    "truncated": "pictures that end too early; left out",
-    "unreadable": "files that cannot be read as a picture; left out",
-    "unsupported_format": "pictures of a kind that is not supported; left out",
-    "too_large": f"pictures of more than {inspection.MAX_PIXELS:,} pixels; left out",
+    "empty_file": "files of 0 bytes, left out",
+    "truncated": "pictures that end too early, left out",
+    "unreadable": "files that cannot be read as a picture, left out",
+    "unsupported_format": "pictures of a kind that is not supported, left out",
+    "too_large": f"pictures of more than {inspection.MAX_PIXELS:,} pixels, left out",
 }
 
 
@@ -51,7 +51,7 @@ class Finding:
         kind: A word to search for, such as `truncated`.
         severity: `fail`: the examples named were left out. `warn`: they were kept, and may harm.
             `note`: nothing was lost.
-        message: What it is, and what was done.
+        message: What it is, what was done, how many, and the first names.
         count: How many things it concerns.
         names: Every one of them.
     """
@@ -184,6 +184,14 @@ class Example:
     picture: Path | bytes
 
 
+def finding(kind: str, severity: Severity, message: str, names: Iterable[str]) -> Finding:
+    """Returns a finding whose message counts and shows the first names."""
+    every = tuple(sorted(names))
+    return Finding(
+        kind, severity, f"{message}: {len(every):,} ({first_few(every, 3)})", len(every), every
+    )
+
+
 class Findings:
     """Collects names by kind of finding."""
 
@@ -191,13 +199,13 @@ class Findings:
         self._kinds: dict[tuple[str, Severity, str], list[str]] = defaultdict(list)
 
     def add(self, kind: str, severity: Severity, message: str, name: str) -> None:
-        """Adds a name; `message` continues "3 ..."."""
+        """Adds a name; `message` says what such things are and what was done, in the plural."""
         self._kinds[kind, severity, message].append(name)
 
     def found(self) -> tuple[Finding, ...]:
         """Returns a finding per kind, severity and message."""
         return tuple(
-            Finding(kind, severity, f"{len(names):,} {message}", len(names), tuple(sorted(names)))
+            finding(kind, severity, message, names)
             for (kind, severity, message), names in sorted(self._kinds.items())
         )
 
@@ -231,13 +239,13 @@ def tabulate(
             kept.append(example)
             looks.append(result)
             if not inspection.extension_fits(example.name, result.format):
-                message = f"{result.format} pictures called something else; read as what they are"
+                message = f"{result.format} pictures called something else, read as what they are"
                 findings.add("extension_mismatch", "note", message, example.name)
         elif listed or inspection.has_picture_extension(example.name) or result.is_picture:
             findings.add(result.kind, "fail", _LEFT_OUT[result.kind], example.name)
         else:
             findings.add(
-                "not_a_picture", "note", "files that are no picture; ignored", example.name
+                "not_a_picture", "note", "files that are no picture, ignored", example.name
             )
     labels = [example.label for example in kept]
     for name in sorted({example.label for example in examples} - set(labels), key=natural):
@@ -266,11 +274,11 @@ def tabulate(
 
 def finish(data: DataChoice, table: Table) -> Table:
     """Returns the table if it can be used under `data.on_error`, else raises `DataError`."""
-    lost = [finding for finding in table.findings if finding.severity == "fail"]
+    lost = [f for f in table.findings if f.severity == "fail"]
     if lost and data.on_error == "stop":
-        lines = [f"  {finding.message}: {first_few(finding.names, 10)}" for finding in lost]
+        lines = [f"  {f.kind}: {first_few(f.names, 10)}" for f in lost]
         raise DataError(
-            f"{data.path}: {sum(finding.count for finding in lost):,} examples cannot be used and "
+            f"{data.path}: {sum(f.count for f in lost):,} examples cannot be used and "
             "data.on_error is 'stop':\n" + "\n".join(lines) + "\n"
             "Mend or remove them, or set data.on_error=skip to go on without them."
         )
@@ -282,10 +290,10 @@ def finish(data: DataChoice, table: Table) -> Table:
 
 def because(table: Table) -> str:
     """Returns what was left out, in brackets, to go on with a message; "" if nothing was."""
-    lost = [finding for finding in table.findings if finding.severity == "fail"]
+    lost = [f for f in table.findings if f.severity == "fail"]
     if not lost:
         return ""
-    count = sum(finding.count for finding in lost)
+    count = sum(f.count for f in lost)
     return f" ({count:,} could not be used, such as {first_few(lost[0].names, 3)})"
 
 

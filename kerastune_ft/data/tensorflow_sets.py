@@ -55,7 +55,7 @@ def read(data: DataChoice) -> Table:
         for number, row in enumerate(rows.as_numpy_iterator()):
             name, label = f"{split}/{number:05d}", int(row[label_key])
             if not 0 <= label < len(class_names):
-                findings.add("missing_label", "fail", "examples without a label; left out", name)
+                findings.add("missing_label", "fail", "examples without a label, left out", name)
                 continue
             picture = bytes(row[image_key])
             size += len(picture)
@@ -136,7 +136,7 @@ def _parts(name: str, builder: Any, findings: Findings) -> list[tuple[str, str |
     parts = [(split, split_named(split)) for split in splits]
     for split, meaning in parts:
         if meaning is None:
-            findings.add("split_not_read", "note", "splits of the set's own; not read", split)
+            findings.add("split_not_read", "note", "splits of the set's own, not read", split)
     known: list[tuple[str, str | None]] = [(split, meaning) for split, meaning in parts if meaning]
     if "train" not in [meaning for _, meaning in known]:
         raise DataError(

@@ -1,0 +1,452 @@
+"""Decoding, resizing and batching pictures, with Pillow as the reference."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kerastune_ft.data import images, inspection
+from kerastune_ft.data.tables import Arrays, Encoded, Files
+from kerastune_ft.errors import DataError
+
+HEIGHT, WIDTH = 24, 32
+
+
+def _photo() -> Image.Image:
+    rough = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return Image.fromarray(rough).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+
+
+def _see_through() -> Image.Image:
+    picture = _photo()
+    alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
+    alpha[:8], alpha[8:16] = 255, 128
+    picture.putalpha(Image.fromarray(alpha))
+    return picture
+
+
+def _encode(picture: Image.Image, format: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+GREY16 = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 83 % 65536).astype(np.uint16)
+
+
+def _kinds() -> dict[str, bytes]:
+    photo, see_through = _photo(), _see_through()
+    inverted = Image.fromarray(255 - np.asarray(photo))
+    palette = photo.convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    return {
+        "jpeg": _encode(photo, "JPEG", quality=90),
+        "jpeg grey": _encode(photo.convert("L"), "JPEG"),
+        "jpeg progressive": _encode(photo, "JPEG", progressive=True),
+        "jpeg cmyk": _encode(photo.convert("CMYK"), "JPEG"),
+        "jpeg of several pictures": _encode(photo, "MPO", save_all=True, append_images=[inverted]),
+        "png": _encode(photo, "PNG"),
+        "png 1 bit": _encode(photo.convert("1"), "PNG"),
+        "png grey": _encode(photo.convert("L"), "PNG"),
+        "png grey alpha": _encode(see_through.convert("LA"), "PNG"),
+        "png palette": _encode(palette, "PNG"),
+        "png palette transparent": _encode(palette, "PNG", transparency=3),
+        "png palette alphas": _encode(palette, "PNG", transparency=bytes(range(0, 256, 16))),
+        "png one colour transparent": _encode(photo, "PNG", transparency=(0, 0, 0)),
+        "png alpha": _encode(see_through, "PNG"),
+        "png 16 bit grey": _encode(Image.fromarray(GREY16), "PNG"),
+        "gif": _encode(palette, "GIF"),
+        "gif transparent": _encode(palette, "GIF", transparency=2),
+        "gif animated": _encode(palette, "GIF", save_all=True, append_images=[inverted]),
+        "bmp": _encode(photo, "BMP"),
+        "bmp grey": _encode(photo.convert("L"), "BMP"),
+        "bmp palette": _encode(palette, "BMP"),
+        "bmp 1 bit": _encode(photo.convert("1"), "BMP"),
+        "bmp 32 bit": _encode(see_through, "BMP"),
+        "webp lossy": _encode(photo, "WEBP", quality=80),
+        "webp lossless": _encode(photo, "WEBP", lossless=True),
+        "webp alpha": _encode(see_through, "WEBP", lossless=True),
+        "webp animated": _encode(
+            photo, "WEBP", save_all=True, append_images=[inverted], lossless=True
+        ),
+        "tiff": _encode(photo, "TIFF"),
+        "tiff 16 bit grey": _encode(Image.fromarray(GREY16), "TIFF"),
+        "ppm": _encode(photo, "PPM"),
+    }
+
+
+KINDS = _kinds()
+
+
+def _reference(data: bytes) -> np.ndarray:
+    """Pillow's own answer, written as differently from the product as possible."""
+    picture = Image.open(io.BytesIO(data))
+    picture.seek(0)
+    if picture.mode.startswith("I"):
+        grey = np.rint(np.asarray(picture).astype(float) / 257)
+        return np.repeat(grey[..., None], 3, axis=2)
+    rgba = np.asarray(picture.convert("RGBA")).astype(float)
+    alpha = rgba[..., 3:] / 255
+    return rgba[..., :3] * alpha + 255 * (1 - alpha)
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    return images.decode_bytes(data, (HEIGHT, WIDTH), name="x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_picture_is_read_as_pillow_reads_it(kind: str) -> None:
+    found = _decoded(KINDS[kind])
+    # JPEG leaves the rounding of the inverse transform to the decoder.
+    tolerance = 4 if "jpeg" in kind else 1
+    assert found.dtype == np.float32
+    assert np.abs(found - _reference(KINDS[kind])).max() <= tolerance
+
+
+def test_plain_kinds_are_left_to_tensorflow_and_the_rest_to_pillow() -> None:
+    looks = {kind: inspection.inspect(data) for kind, data in KINDS.items()}
+    by_tensorflow = {
+        kind
+        for kind, look in looks.items()
+        if isinstance(look, inspection.Inspected) and not look.through_pillow
+    }
+    assert by_tensorflow == {
+        "jpeg", "jpeg grey", "jpeg progressive", "jpeg of several pictures", "png", "png 1 bit",
+        "png grey", "png palette", "gif", "gif animated", "bmp", "webp lossy", "webp lossless",
+    }  # fmt: skip
+
+
+def test_16_bit_greyscale_is_scaled_and_not_clipped() -> None:
+    found = _decoded(KINDS["png 16 bit grey"])
+    assert len(np.unique(found)) > 200
+    assert np.abs(found[..., 0] - GREY16 / 257).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(format: str, orientation: int) -> None:
+    from PIL import ImageOps
+
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = _encode(_photo(), format, exif=_exif(orientation), **options)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    expected = np.asarray(upright.convert("RGB")).astype(float)
+    found = images.decode_bytes(data, expected.shape[:2], name="x")
+    assert np.abs(found - expected).max() <= (4 if format == "JPEG" else 0)
+
+
+def test_orientation_is_honoured_where_pillow_decodes() -> None:
+    data = _encode(_photo().convert("CMYK"), "JPEG", exif=_exif(6))
+    found = images.decode_bytes(data, (WIDTH, HEIGHT), name="x")
+    expected = np.rot90(_reference(data), -1)
+    assert np.abs(found - expected).max() <= 4
+
+
+def test_broken_exif_does_not_lose_the_picture() -> None:
+    plain = _encode(_photo(), "JPEG", exif=_exif(6))
+    start = plain.index(b"Exif\0\0") + 6
+    broken = plain[:start] + b"\xff" * 12 + plain[start + 12 :]
+    look = inspection.inspect(broken)
+    assert isinstance(look, inspection.Inspected)
+    assert look.orientation == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty_file"),
+        (b"no picture at all", "unreadable"),
+        (KINDS["jpeg"][: len(KINDS["jpeg"]) // 2], "truncated"),
+        (KINDS["jpeg"][:-10], "truncated"),
+        (KINDS["png"][: len(KINDS["png"]) // 2], "truncated"),
+        (KINDS["tiff"][: len(KINDS["tiff"]) // 2], "unreadable|truncated"),
+        (_encode(Image.new("F", (4, 4)), "TIFF"), "unsupported_format"),
+        (_encode(Image.new("1", (10_000, 10_000)), "PNG"), "too_large"),
+        (_encode(_photo(), "EPS"), "unreadable"),
+    ],
+)
+def test_what_cannot_be_decoded_is_told_apart(data: bytes, kind: str) -> None:
+    look = inspection.inspect(data)
+    assert isinstance(look, inspection.Unusable)
+    assert look.kind in kind.split("|")
+    with pytest.raises(DataError, match=r"bad\.jpg: cannot be read as a picture"):
+        images.decode_bytes(data, (8, 8), name="bad.jpg")
+
+
+def test_damaged_pictures_never_pass_inspection_and_then_fail(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    survivors = []
+    for kind in ("jpeg", "png", "gif", "bmp", "webp lossy", "png alpha", "tiff"):
+        for _ in range(12):
+            data = bytearray(KINDS[kind])
+            for place in generator.integers(0, len(data), 3):
+                data[place] = generator.integers(256)
+            damaged = bytes(data[: generator.integers(len(data) // 2, len(data) + 40)])
+            look = inspection.inspect(damaged)
+            if isinstance(look, inspection.Inspected):
+                survivors.append((damaged, look))
+    assert survivors
+    content = Encoded(
+        tuple(data for data, _ in survivors),
+        np.asarray([look.orientation for _, look in survivors], np.uint8),
+        np.asarray([look.through_pillow for _, look in survivors]),
+    )
+    labels = np.zeros(len(content), int)
+    stream = images.dataset(content, labels, image_size=(8, 8), batch_size=7, num_classes=2)
+    assert sum(len(batch) for batch, _ in stream) == len(survivors)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jpg: .*No such file"):
+        images.decode_file(tmp_path / "gone.jpg", (8, 8))
+
+
+@pytest.mark.parametrize("how", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("size", [(10, 10), (30, 12), (12, 30), (80, 80), (HEIGHT, WIDTH)])
+def test_resizing_follows_pillow(how: images.Resize, size: tuple[int, int]) -> None:
+    photo = _photo()
+    found = images.resize(np.asarray(photo), size, how).numpy()
+    height, width = size
+    if how == "squash":
+        expected = np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR))
+    elif how == "crop":
+        scale = min(HEIGHT / height, WIDTH / width)
+        tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+        top, left = (HEIGHT - tall) // 2, (WIDTH - wide) // 2
+        window = photo.crop((left, top, left + wide, top + tall))
+        expected = np.asarray(window.resize((width, height), Image.Resampling.BILINEAR))
+    else:
+        scale = min(height / HEIGHT, width / WIDTH)
+        tall, wide = round(HEIGHT * scale), round(WIDTH * scale)
+        expected = np.zeros((height, width, 3))
+        top, left = (height - tall) // 2, (width - wide) // 2
+        inner = photo.resize((wide, tall), Image.Resampling.BILINEAR)
+        expected[top : top + tall, left : left + wide] = np.asarray(inner)
+    assert found.shape == (height, width, 3)
+    assert np.abs(found - expected).max() <= 1.5
+
+
+def test_a_picture_of_the_right_size_is_not_touched() -> None:
+    pixels = np.asarray(_photo())
+    for how in ("squash", "crop", "pad"):
+        assert np.array_equal(images.resize(pixels, (HEIGHT, WIDTH), how), pixels)
+
+
+@pytest.mark.parametrize("how", ["squash", "crop", "pad"])
+def test_extreme_proportions_survive_resizing(how: images.Resize) -> None:
+    for shape in ((1, 3000, 3), (3000, 1, 3), (1, 1, 3)):
+        found = images.resize(np.full(shape, 200, np.uint8), (16, 20), how).numpy()
+        assert found.shape == (16, 20, 3)
+        assert found.max() == pytest.approx(200, abs=0.01)
+
+
+def test_pixels_stay_within_the_range() -> None:
+    white = np.full((213, 160, 3), 255, np.uint8)
+    found = images.resize(white, (96, 96)).numpy()
+    assert 254.99 < found.min() <= found.max() <= 255.0
+
+
+def test_an_order_is_a_permutation_and_depends_on_seed_and_epoch_alone() -> None:
+    first = images.order(100, 3, 5)
+    assert sorted(first) == list(range(100))
+    assert first.dtype == np.int64
+    assert np.array_equal(first, images.order(100, 3, 5))
+    assert not np.array_equal(first, images.order(100, 3, 6))
+    assert not np.array_equal(first, images.order(100, 4, 5))
+
+
+N = 11
+
+
+def _numbered() -> Arrays:
+    """Pictures whose pixels are the number of the picture."""
+    values = np.zeros((N, 4, 4), np.uint8)
+    values[:] = np.arange(N)[:, None, None]
+    return Arrays(values)
+
+
+def _stream(**options: object) -> list[tuple[list[int], list[int]]]:
+    labels = np.arange(N) % 3
+    stream = images.dataset(
+        _numbered(), labels, image_size=(4, 4), batch_size=4, num_classes=3, **options
+    )
+    return [
+        ([int(n) for n in batch[0][:, 0, 0, 0]], [int(n) for n in np.argmax(batch[1], 1)])
+        for batch in stream
+    ]
+
+
+def test_without_shuffling_the_order_is_the_tables() -> None:
+    batches = _stream()
+    assert [len(numbers) for numbers, _ in batches] == [4, 4, 3]
+    assert [n for numbers, _ in batches for n in numbers] == list(range(N))
+
+
+def test_every_epoch_goes_by_its_order_and_batches_do_not_span_epochs() -> None:
+    batches = _stream(shuffle=True, seed=7, epochs=range(3, 6))
+    assert [len(numbers) for numbers, _ in batches] == [4, 4, 3] * 3
+    for place, epoch in enumerate(range(3, 6)):
+        seen = [n for numbers, _ in batches[3 * place : 3 * place + 3] for n in numbers]
+        assert seen == images.order(N, 7, epoch).tolist()
+    for numbers, labels in batches:
+        assert labels == [number % 3 for number in numbers]
+
+
+def test_a_stream_can_start_at_any_epoch_and_step() -> None:
+    whole = _stream(shuffle=True, seed=7, epochs=range(0, 4))
+    assert _stream(shuffle=True, seed=7, epochs=range(2, 4)) == whole[6:]
+    assert _stream(shuffle=True, seed=7, epochs=range(2, 4), first_step=2) == whole[8:]
+
+
+def test_the_number_of_batches_is_known() -> None:
+    stream = images.dataset(
+        _numbered(), np.zeros(N, int), image_size=(4, 4), batch_size=4, num_classes=2,
+        epochs=range(2, 5), first_step=1,
+    )  # fmt: skip
+    assert int(stream.cardinality()) == 8 == len(list(stream))
+    assert stream.element_spec[0].shape.as_list() == [None, 4, 4, 3]
+    assert stream.element_spec[1].shape.as_list() == [None, 2]
+
+
+class _Recorder:
+    """Writes the keys it is given into the pictures."""
+
+    def example(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        assert key.shape == (3,)
+        assert key.dtype == tf.int64
+        return tf.zeros_like(image) + tf.cast(key, tf.float32)
+
+    def batch(self, pictures: tf.Tensor, labels: tf.Tensor, key: tf.Tensor) -> tuple:
+        step = tf.cast(key, tf.float32)[None, None, None] * 1000
+        return pictures + step, labels * 0.5 + labels[::-1] * 0.5
+
+
+def test_augmentation_is_keyed_by_seed_epoch_and_example_or_step() -> None:
+    stream = images.dataset(
+        _numbered(), np.arange(N) % 3, image_size=(4, 4), batch_size=4, num_classes=3, seed=7,
+        shuffle=True, epochs=range(3, 5), augment=_Recorder(), class_weights=[1.0, 2.0, 4.0],
+    )  # fmt: skip
+    batches = list(stream)
+    assert len(batches) == 6
+    for number, (pictures, labels, weights) in enumerate(batches):
+        epoch, step = 3 + number // 3, number % 3
+        keys = pictures.numpy()[:, 0, 0].astype(int)
+        indices = images.order(N, 7, epoch)[4 * step : 4 * step + 4]
+        assert (keys % 1000 == [[7, epoch, index] for index in indices]).all()
+        assert (keys // 1000 == [7, epoch, step]).all()
+        assert np.allclose(weights, labels.numpy() @ [1.0, 2.0, 4.0])
+
+
+def test_class_weights_become_sample_weights() -> None:
+    stream = images.dataset(
+        _numbered(), np.arange(N) % 3, image_size=(4, 4), batch_size=N, num_classes=3,
+        class_weights=[1.0, 2.0, 4.0],
+    )  # fmt: skip
+    ((_, _, weights),) = stream
+    assert weights.numpy().tolist() == [[1.0, 2.0, 4.0][i % 3] for i in range(N)]
+
+
+def test_files_memory_and_single_pictures_give_the_same_pixels(tmp_path: Path) -> None:
+    paths, looks = [], []
+    for number, data in enumerate(KINDS.values()):
+        paths.append(tmp_path / f"{number}")
+        paths[-1].write_bytes(data)
+        looks.append(inspection.inspect(data))
+    facts = (
+        np.asarray([look.orientation for look in looks], np.uint8),
+        np.asarray([look.through_pillow for look in looks]),
+    )
+    contents = [
+        Files(tuple(str(path) for path in paths), *facts),
+        Encoded(tuple(KINDS.values()), *facts),
+    ]
+    alone = [images.decode_file(path, (16, 16), "pad") for path in paths]
+    for content in contents:
+        stream = images.dataset(
+            content, np.zeros(len(paths), int), image_size=(16, 16), batch_size=8,
+            num_classes=1, resize="pad",
+        )  # fmt: skip
+        found = np.concatenate([batch for batch, _ in stream])
+        assert np.array_equal(found, alone)
+
+
+def test_16_bit_arrays_and_colour_arrays_are_scaled_to_255() -> None:
+    deep = np.asarray([0, 257, 65535], np.uint16).reshape(3, 1, 1)
+    colours = np.arange(9, dtype=np.uint8).reshape(3, 1, 1, 3)
+    for values, expected in ((deep, [[0] * 3, [1] * 3, [255] * 3]), (colours, np.arange(9))):
+        stream = images.dataset(
+            Arrays(values), [0, 0, 0], image_size=(1, 1), batch_size=3, num_classes=1
+        )
+        ((found, _),) = stream
+        assert np.array_equal(found.numpy().ravel(), np.ravel(expected))
+
+
+def test_no_more_than_a_few_batches_are_decoded_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    class Watched(tuple):
+        def __getitem__(self, index: int) -> bytes:
+            read.append(int(index))
+            return super().__getitem__(index)
+
+    n = 400
+    content = Encoded(
+        Watched([KINDS["png"]] * n), np.ones(n, np.uint8), np.zeros(n, bool)
+    )  # fmt: skip
+    stream = images.dataset(
+        content, np.zeros(n, int), image_size=(8, 8), batch_size=4, num_classes=1
+    )
+    iterator = iter(stream)
+    next(iterator)
+    import time
+
+    time.sleep(0.5)
+    assert len(read) < n // 2
+
+
+def test_keras_fits_on_the_stream_with_every_epoch_whole() -> None:
+    import keras
+
+    model = keras.Sequential(
+        [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    stream = images.dataset(
+        _numbered(), np.arange(N) % 3, image_size=(4, 4), batch_size=4, num_classes=3,
+        shuffle=True, epochs=range(2, 4),
+    )  # fmt: skip
+    history = model.fit(
+        stream, steps_per_epoch=images.steps(N, 4), initial_epoch=2, epochs=4, verbose=0
+    )
+    assert history.epoch == [2, 3]
+
+
+def test_the_stream_feeds_jax_too() -> None:
+    pytest.importorskip("jax")
+    script = (
+        "import numpy as np, keras; from kerastune_ft.data import images;"
+        "from kerastune_ft.data.tables import Arrays;"
+        "assert keras.backend.backend() == 'jax';"
+        "d = images.dataset(Arrays(np.zeros((5, 4, 4), np.uint8)), [0, 1, 0, 1, 0],"
+        " image_size=(4, 4), batch_size=2, num_classes=2, shuffle=True, epochs=range(2));"
+        "m = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(),"
+        " keras.layers.Dense(2)]);"
+        "m.compile('sgd', keras.losses.CategoricalCrossentropy(from_logits=True));"
+        "m.fit(d, steps_per_epoch=3, epochs=2, verbose=0)"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=root)
