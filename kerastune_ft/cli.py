@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -44,6 +45,10 @@ class _Group(click.RichGroup):
         except ClickException as error:
             error.show()
             sys.exit(error.exit_code)
+        except BrokenPipeError:
+            # The reader (`| head`) has seen enough; Python must not complain when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except RecipeError as error:
             if debug:
                 raise
@@ -168,6 +173,8 @@ def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
 
     if output is not None and output.suffix not in (".csv", ".jsonl"):
         raise KftError(f"--output: expected a .csv or .jsonl file, got '{output}'.")
+    if output is not None and not os.access(output.parent, os.W_OK | os.X_OK):
+        raise KftError(f"--output: nothing can be written in a folder '{output.parent}'.")
     opened = Run.open(run)
     _workflow()
     from kerastune_ft import predictions
@@ -180,7 +187,10 @@ def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
             failed = _write_rows(predictions.predict(opened, paths), file, output.suffix[1:])
         _say(f"written to {output}")
     if failed:
-        _say(f"{failed} files are not readable pictures; their rows have an 'error'.")
+        what = (
+            "file is not a readable picture" if failed == 1 else "files are not readable pictures"
+        )
+        _say(f"{failed} {what}; see the column 'error'.")
         sys.exit(1)
 
 
@@ -216,7 +226,7 @@ def copy(name: str, destination: Path | None) -> None:
     """Copies a shipped recipe, by NAME, to start from."""
     from kerastune_ft import starters
 
-    click.echo(starters.copy(name, destination or Path(f"{name}.yaml")))
+    click.echo(starters.copy(name, destination))
 
 
 @main.command()
@@ -280,8 +290,8 @@ def _console(stderr: bool = False) -> Console:
 
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
-        # A log file or a pipe has no width; do not fold the lines at 80 columns.
-        console = Console(stderr=stderr, highlight=False, width=160)
+        # A log file or a pipe has no width: fold nothing, a path must stay in one piece.
+        console = Console(stderr=stderr, highlight=False, width=1000)
     return console
 
 

@@ -46,11 +46,8 @@ def report(console: Console) -> int:
         sound = False
     console.print("[bold]reach[/]")
     for what, host in _HOSTS.items():
-        try:
-            weights.check_reachable(host, timeout_seconds=3)
-            console.print(f"  {what}: yes")
-        except KftError:
-            console.print(f"  {what}: no ({host} cannot be resolved)")
+        reached = weights.check_reachable(host, timeout_seconds=3)
+        console.print(f"  {what}: {'yes' if reached else f'no ({host} does not answer)'}")
     console.print("[bold]weights[/]")
     listings.show(console, listings.rows("weights", weights.home()))
     return 0 if sound else 1

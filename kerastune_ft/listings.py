@@ -153,21 +153,22 @@ def _runs(runs_dir: Path) -> list[Row]:
     found: list[Row] = []
     for path in sorted(runs_dir.glob("*/recipe.yaml")):
         run = Run(path.parent)
+        recipe: recipes.Recipe | None = None
         scores: dict[str, Any] = {}
-        state = run.state
-        if state == "finished":
-            scores = run.read_json("scores")
-        best = scores.get("test") or scores.get("validation") or {}
         try:
+            state = run.state
             recipe = recipes.load(path)
-        except RecipeError as error:
-            raise RunError(f"run '{run.path}': {error}") from error
+            if state == "finished":
+                scores = run.read_json("scores")
+        except (RecipeError, RunError):
+            state = "damaged"  # one bad run must not hide the others
+        best = scores.get("test") or scores.get("validation") or {}
         found.append(
             {
                 "name": run.name,
                 "state": state,
-                "backbone": recipe.backbone.name,
-                "data": f"{recipe.data.source} {recipe.data.path}",
+                "backbone": recipe.backbone.name if recipe else None,
+                "data": f"{recipe.data.source} {recipe.data.path}" if recipe else None,
                 "accuracy": round(best["accuracy"], 4) if best else None,
                 "epochs": scores["training"]["epochs"] if scores else None,
             }

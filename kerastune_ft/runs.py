@@ -96,7 +96,10 @@ class Run:
         if not folder.is_dir():
             known = sorted(p.parent.name for p in folder.parent.glob("*/recipe.yaml"))
             hint = f" '{folder.parent}' holds: {', '.join(known)}." if known else ""
-            raise RunError(f"no such run: '{folder}'.{hint}")
+            raise RunError(
+                f"no such run: '{folder}'; give the run's folder, such as 'runs/mobilenet'.{hint} "
+                "'kft ls runs' lists them."
+            )
         run = cls(folder)
         if not run.recipe_path.is_file():
             raise RunError(f"'{folder}' is not a run: it holds no '{run.recipe_path.name}'.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kerastune_ft import files
+from kerastune_ft import files, recipe_tree
 from kerastune_ft import recipe as recipes
 from kerastune_ft.errors import DataError, RecipeError, RunError, did_you_mean
 
@@ -48,8 +48,12 @@ def shipped() -> list[dict[str, Any]]:
     return found
 
 
-def copy(name: str, destination: Path) -> str:
+def copy(name: str, destination: Path | None = None) -> str:
     """Copies a shipped recipe and returns what to tell the user.
+
+    Args:
+        name: With or without `.yaml`.
+        destination: Must not exist; by default the recipe's own name, here.
 
     Raises:
         RecipeError: If there is no recipe of that name.
@@ -62,6 +66,7 @@ def copy(name: str, destination: Path) -> str:
         raise RecipeError([f"recipe '{name}' is unknown{hint} There are {', '.join(known)}."])
     text = known[stem].read_text(encoding="utf-8")
     text = text.replace("$schema=schema.json", f"$schema={_schema()}")
+    destination = destination or Path(f"{stem}.yaml")
     _write_new(destination, text)
     return f"written to {destination}; next: kft plan {destination}"
 
@@ -84,10 +89,15 @@ def write(destination: Path, data: Path | None) -> str:
         schema=_schema(),
         name=destination,
         source=source,
-        path=data or "photos/                    # a sub-folder per class",
+        path=_scalar(data) if data else "photos/                    # a sub-folder per class",
     )
     _write_new(destination, text)
     return f"written to {destination}; next: kft plan {destination}"
+
+
+def _scalar(path: Path) -> str:
+    """Returns a path as YAML wants it: quoted if it would otherwise mean something else."""
+    return next(recipe_tree.emit({"path": str(path)})).removeprefix("path: ")
 
 
 def _schema() -> Path:

@@ -80,6 +80,23 @@ class History:
     stopped_early: list[str] = field(default_factory=list)
 
 
+def check(recipe: Recipe, splits: Splits) -> None:
+    """Refuses what the recipe asks of its data and the data cannot give, before anything is built.
+
+    Raises:
+        DataError: If `train.class_weight` names a class that the data lacks.
+        TrainingError: If early stopping monitors a validation split that is empty.
+    """
+    splits.class_weights(recipe.train.class_weight)
+    stopping = recipe.train.early_stopping
+    if not len(splits.validation.labels) and stopping and stopping.monitor.startswith("val_"):
+        raise TrainingError(
+            f"train.early_stopping.monitor: '{stopping.monitor}' needs a validation split and "
+            "there is none; set data.split.validation, or monitor 'loss', or set "
+            "train.early_stopping=null."
+        )
+
+
 def plan(model: keras.Model, train: Train, examples: int, batch_size: int) -> list[StagePlan]:
     """Lists what each stage will train. Leaves the model as the first stage wants it.
 
@@ -247,13 +264,6 @@ def epoch_line(row: dict[str, Any], last_epoch: int) -> str:
 
 def _validation_data(recipe: Recipe, splits: Splits) -> Any:
     if not len(splits.validation.labels):
-        stopping = recipe.train.early_stopping
-        if stopping and stopping.monitor.startswith("val_"):
-            raise TrainingError(
-                f"train.early_stopping.monitor: '{stopping.monitor}' needs a validation split and "
-                "there is none; set data.split.validation, or monitor 'loss', or set "
-                "train.early_stopping=null."
-            )
         return None
     return images.dataset(
         splits.validation.content,

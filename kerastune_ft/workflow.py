@@ -56,6 +56,7 @@ def fit(
         recipe = _resolved(recipe)
         splits = data.load(recipe.data)
         _show_data(console, splits)
+        training.check(recipe, splits)
         model = build(recipe, splits)
         _show_plan(console, recipe, model, splits)
         _record_beginning(run, recipe, splits)
@@ -70,8 +71,8 @@ def fit(
 def plan(recipe: Recipe, console: Console) -> None:
     """Prints what `fit` would do: data, stages, trainable parameters, rates, steps.
 
-    Reads the data, builds the network with random weights (so nothing is downloaded for it),
-    trains nothing and writes nothing.
+    Reads the data and builds the network; weights that `fit` might have to download are left
+    random. Trains nothing and writes nothing.
 
     Args:
         recipe: From `recipe.load`.
@@ -79,7 +80,10 @@ def plan(recipe: Recipe, console: Console) -> None:
     """
     splits = data.load(recipe.data)
     _show_data(console, splits)
-    choice = recipe.backbone.model_copy(update={"weights": "none"})
+    training.check(recipe, splits)
+    choice = recipe.backbone
+    if choice.weights_path is None:
+        choice = choice.model_copy(update={"weights": "none"})
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
     _show_plan(console, recipe, model, splits)
 
