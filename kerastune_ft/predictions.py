@@ -7,6 +7,7 @@ for prediction in predict(run, [Path("photo.jpg")]): ...
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ def load_model(run: Run) -> keras.Model:
         raise RunError(f"run '{run.path}' has no model yet; it is {run.state}.")
     try:
         return keras.models.load_model(run.model_path, compile=False, safe_mode=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise RunError(f"'{run.model_path}' cannot be read: {error}") from error
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"'{run.model_path}' is damaged: {error}; restore it, or run "
+            f"'kft fit {run.recipe_path}' again."
+        ) from error
 
 
 def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluation]:
