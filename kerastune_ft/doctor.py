@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kerastune_ft import devices, listings
@@ -49,5 +50,5 @@ def report(console: Console) -> int:
         reached = weights.check_reachable(host, timeout_seconds=3)
         console.print(f"  {what}: {'yes' if reached else f'no ({host} does not answer)'}")
     console.print("[bold]weights[/]")
-    listings.show(console, listings.rows("weights", weights.home()))
+    listings.show(console, listings.rows("weights", Path()))
     return 0 if sound else 1
