@@ -77,7 +77,11 @@ def main(debug: bool) -> None:
 @click.argument("recipe", type=_RECIPE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
+    "--runs-dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="The folder that holds runs.",
 )
 @click.option("--name", help="Name of the run; by default the recipe's, numbered.")
 def fit(recipe: Path, overrides: tuple[str, ...], runs_dir: Path, name: str | None) -> None:
@@ -201,7 +205,11 @@ _LISTS = ("backbones", "recipes", "runs", "sources", "tasks", "optimizers", "sch
 @click.argument("what", type=click.Choice(_LISTS), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @click.option(
-    "--runs-dir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
+    "--runs-dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="The folder that holds runs.",
 )
 def list_(what: str | None, as_json: bool, runs_dir: Path) -> None:
     """Lists what there is to choose from."""

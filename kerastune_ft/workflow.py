@@ -17,6 +17,7 @@ from rich.table import Table
 
 from kerastune_ft import backbones, data, devices, evaluation, models, training
 from kerastune_ft import recipe as recipes
+from kerastune_ft.data.tables import first_few
 from kerastune_ft.runs import Run
 
 if TYPE_CHECKING:
@@ -185,7 +186,8 @@ def _show_data(console: Console, splits: Splits) -> None:
     console.print(f"         {len(splits.class_names)} classes: {escape(names)}", highlight=False)
     for finding in splits.findings:
         colour = {"note": "dim", "warn": "yellow", "fail": "red"}[finding.severity]
-        console.print(f"  [{colour}]{finding.severity}[/]   {escape(finding.message)}")
+        which = escape(f"{finding.message}: {first_few(finding.names, 3)}")
+        console.print(f"  [{colour}]{finding.severity}[/]   {which}")
 
 
 def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
