@@ -21,9 +21,7 @@ def snapshot(model):
 
 
 def train_a_little(model):
-    model.compile(
-        keras.optimizers.SGD(0.5), keras.losses.CategoricalCrossentropy(from_logits=True)
-    )
+    model.compile(keras.optimizers.SGD(0.5), keras.losses.CategoricalCrossentropy(from_logits=True))
     model.fit(PICTURES, LABELS, batch_size=6, epochs=2, verbose=0)
 
 
@@ -200,9 +198,7 @@ def test_bad_arguments_say_what_would_be_right(arguments, error, message):
     settings = {"backbone": "mobilenet_v2", "num_classes": 3, "weights": "none", "image_size": 32}
     settings.update(arguments)
     with pytest.raises(error, match=message):
-        models.image_classifier(
-            settings.pop("backbone"), settings.pop("num_classes"), **settings
-        )
+        models.image_classifier(settings.pop("backbone"), settings.pop("num_classes"), **settings)
 
 
 def test_a_model_of_somebody_else_is_refused():
