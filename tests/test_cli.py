@@ -219,7 +219,7 @@ def write_table(photos: Path) -> Path:
     """Writes a CSV file whose validation split lacks a class, and damages three of the pictures."""
     (photos / "red/00.jpg").write_bytes(b"")
     content = (photos / "green/00.jpg").read_bytes()
-    (photos / "green/00.jpg").write_bytes(content[: len(content) // 2])
+    (photos / "green/00.jpg").write_bytes(content[: len(content) * 3 // 4])
     with Image.open(photos / "blue/00.jpg") as picture:
         picture.save(photos / "blue/png.png")
     (photos / "blue/png.png").replace(photos / "blue/00.jpg")
