@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kerastune_ft import callbacks
+    from kerastune_ft import callbacks, optimizers
     from kerastune_ft.errors import KftError
     from kerastune_ft.models import Block, blocks, freeze, image_classifier, unfreeze_top
     from kerastune_ft.predictions import evaluate, load_model, predict
@@ -37,6 +37,7 @@ _HOMES = {
     "image_classifier": "models",
     "load_model": "predictions",
     "load_recipe": "recipe",
+    "optimizers": "optimizers",
     "predict": "predictions",
     "unfreeze_top": "models",
 }
@@ -54,6 +55,7 @@ __all__ = [
     "image_classifier",
     "load_model",
     "load_recipe",
+    "optimizers",
     "predict",
     "unfreeze_top",
 ]

