@@ -447,7 +447,7 @@ def test_an_unreachable_tfds_set_fails_soon_and_names_what_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(tensorflow_sets, "_HOST", "storage.invalid")
+    monkeypatch.setattr(tensorflow_sets, "KERAS_HOST", "storage.invalid")
     started = time.monotonic()
     with pytest.raises(DataError, match=r"cannot be reached.*image_folder, image_csv, sklearn"):
         data.load(section("tfds", "tf_flowers"))
