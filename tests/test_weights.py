@@ -577,6 +577,7 @@ def test_reachability_is_answered_in_time(monkeypatch: pytest.MonkeyPatch) -> No
         assert weights.check_reachable("127.0.0.1", port=server.getsockname()[1])
     began = time.monotonic()
     assert not weights.check_reachable("host.invalid", timeout_seconds=2)
+
     def silent(*_: object) -> None:
         time.sleep(30)
         raise TimeoutError
