@@ -82,7 +82,7 @@ def image_csv(data: DataChoice) -> Table:
     for key, column in (("image_column", data.image_column), ("label_column", data.label_column)):
         if column not in frame.columns:
             raise DataError(
-                f"{path}: data.{key}: no column '{column}'{_hint(column, frame.columns)} "
+                f"{path}: data.{key}: no column '{column}'{_hint(column, list(frame.columns))} "
                 f"the columns are {first_few(frame.columns, 20)}{_separator_hint(frame)}."
             )
     findings = Findings()
