@@ -53,7 +53,7 @@ class _Group(click.RichGroup):
             if debug:
                 raise
             count = len(error.problems)
-            _say(*error.problems, f"{count} problem{'s' if count > 1 else ''} in the recipe.")
+            _say(*error.problems, *([f"{count} problems in the recipe."] if count > 1 else []))
             sys.exit(2)
         except KftError as error:
             if debug:
@@ -141,12 +141,13 @@ def evaluate(run: Path, path: str | None) -> None:
     from kerastune_ft.runs import Run
 
     opened = Run.open(run)
-    _workflow()
+    workflow = _workflow()
     from kerastune_ft import predictions
 
     _, split, found = predictions.evaluate(opened, path)
     scores = found.scores
     console = _console()
+    workflow.show_findings(console, split.findings)
     console.print(
         f"{split.name}: {scores['examples']} examples, accuracy {scores['accuracy']:.4f}, "
         f"macro F1 {scores['macro_f1']:.4f}, loss {scores['loss']:.4f}",
@@ -183,18 +184,17 @@ def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
     _workflow()
     from kerastune_ft import predictions
 
-    failed = 0
+    rows = predictions.predict(opened, paths)
     if output is None:
-        failed = _write_rows(predictions.predict(opened, paths), sys.stdout, "csv")
+        good, failed = _write_rows(rows, sys.stdout, "csv")
     else:
         with files.replacing(output) as temporary, temporary.open("w", newline="") as file:
-            failed = _write_rows(predictions.predict(opened, paths), file, output.suffix[1:])
-        _say(f"written to {output}")
+            good, failed = _write_rows(rows, file, output.suffix[1:])
+        _say(f"{good} predictions written to {output}")
     if failed:
-        what = (
-            "file is not a readable picture" if failed == 1 else "files are not readable pictures"
-        )
-        _say(f"{failed} {what}; see the column 'error'.")
+        what = "file is not a readable picture" if len(failed) == 1 else "files are not pictures"
+        shown = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
+        _say(f"{len(failed)} {what}: {shown}; 'error' in the output says why.")
         sys.exit(1)
 
 
@@ -292,8 +292,17 @@ def _workflow() -> Any:
     """Imports what needs TensorFlow, without what TensorFlow prints."""
     from kerastune_ft import devices
 
-    with devices.quiet_start():
-        from kerastune_ft import workflow
+    try:
+        with devices.quiet_start():
+            from kerastune_ft import workflow
+    except ModuleNotFoundError as error:
+        backend = os.environ.get("KERAS_BACKEND", "")
+        if not backend or error.name != backend:
+            raise
+        raise KftError(
+            f"KERAS_BACKEND={backend}: the package '{backend}' is not installed; install "
+            f"'kerastune-ft[{backend}]', or unset KERAS_BACKEND to use TensorFlow."
+        ) from error
     return workflow
 
 
@@ -307,11 +316,14 @@ def _console(stderr: bool = False) -> Console:
     return console
 
 
-def _write_rows(rows: Any, file: Any, form: str) -> int:
-    """Writes predictions as they come; returns how many are errors."""
-    failed, writer = 0, None
+def _write_rows(rows: Any, file: Any, form: str) -> tuple[int, list[str]]:
+    """Writes predictions as they come; returns how many are good, and the paths of the others."""
+    good, failed, writer = 0, [], None
     for row in rows:
-        failed += row["error"] is not None
+        if row["error"] is None:
+            good += 1
+        else:
+            failed.append(row["path"])
         if form == "jsonl":
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             continue
@@ -319,7 +331,7 @@ def _write_rows(rows: Any, file: Any, form: str) -> int:
             writer = csv.DictWriter(file, list(row), lineterminator="\n")
             writer.writeheader()
         writer.writerow(row)
-    return failed
+    return good, failed
 
 
 def _terminated(*_: object) -> NoReturn:

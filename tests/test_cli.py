@@ -356,6 +356,26 @@ def test_a_damaged_run_is_refused_and_does_not_hide_others(run: Path, tmp_path: 
     )
 
 
+def test_evaluate_says_what_it_left_out(run: Path, photos: Path) -> None:
+    (photos / "red" / "nothing.jpg").write_bytes(b"")
+    done = kft("evaluate", run, "--data", photos)
+    assert done.exit_code == 0, done.output
+    assert "left out" in done.output
+    assert "red/nothing.jpg" in done.output
+    assert "36 examples" in done.output
+
+
+def test_a_keras_backend_that_is_not_installed_is_no_traceback(run: Path) -> None:
+    environment = {**ENVIRONMENT, "KERAS_BACKEND": "torch"}
+    command = [*KFT, "evaluate", str(run)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "torch" in sys.modules or done.returncode == 0:
+        pytest.skip("torch is installed here")
+    assert done.returncode == 2, done.stderr
+    assert "the package 'torch' is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_no_run_is_refused(command: str, tmp_path: Path, tiny: Path) -> None:
     more = [tiny] if command == "predict" else []

@@ -726,3 +726,10 @@ def test_reading_a_recipe_imports_nothing_heavy(smallest: Path) -> None:
         cwd=RECIPES.parent,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_suggestion_does_not_mind_the_case(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text((RECIPES / "mobilenet.yaml").read_text().replace("name: adamw", "name: adamW"))
+    with pytest.raises(RecipeError, match="did you mean 'adamw'"):
+        recipe.load(path)

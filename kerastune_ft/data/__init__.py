@@ -37,12 +37,14 @@ class Split:
         names: Unique names of the examples.
         labels: Class numbers, `int32 (n,)`.
         content: The pictures, in the order of `names`.
+        findings: What was odd about them, where they were read on their own by `load_all`.
     """
 
     name: str
     names: tuple[str, ...]
     labels: NDArray[np.int32]
     content: Content
+    findings: tuple[Finding, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -200,7 +202,8 @@ def load_all(data: Data, class_names: Sequence[str]) -> Split:
         if table.official and part in table.official:
             name, rows = part, np.flatnonzero(np.asarray(table.official) == part)
             break
-    return Split(name, tuple(table.names[i] for i in rows), labels[rows], table.content.take(rows))
+    names = tuple(table.names[i] for i in rows)
+    return Split(name, names, labels[rows], table.content.take(rows), table.findings)
 
 
 def class_weights(

@@ -51,7 +51,10 @@ def image_folder(data: DataChoice) -> Table:
     """
     root = Path(data.path).expanduser()
     if not root.exists():
-        raise DataError(f"data.path: no folder '{root}'{_near(root)}; give the folder of pictures.")
+        place = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(
+            f"data.path: no folder '{root}'{place}{_near(root)}; give the folder of pictures."
+        )
     if not root.is_dir():
         raise DataError(
             f"data.path: '{root}' is a file; source image_folder reads a folder, "
