@@ -27,6 +27,13 @@ click.rich_click.COMMANDS_PANEL_TITLE = "Commands"
 
 _RECIPE = click.Path(path_type=Path)
 _RUN = click.Path(path_type=Path)
+_runs_dir = click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="The folder that holds runs.",
+)
 
 
 class _Group(click.RichGroup):
@@ -76,13 +83,7 @@ def main(debug: bool) -> None:
 @main.command()
 @click.argument("recipe", type=_RECIPE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "--runs-dir",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="The folder that holds runs.",
-)
+@_runs_dir
 @click.option("--name", help="Name of the run; by default the recipe's, numbered.")
 def fit(recipe: Path, overrides: tuple[str, ...], runs_dir: Path, name: str | None) -> None:
     """Carries out a RECIPE: data, model, stages, evaluation.
@@ -204,13 +205,7 @@ _LISTS = ("backbones", "recipes", "runs", "sources", "tasks", "optimizers", "sch
 @main.command(name="ls")
 @click.argument("what", type=click.Choice(_LISTS), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-@click.option(
-    "--runs-dir",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="The folder that holds runs.",
-)
+@_runs_dir
 def list_(what: str | None, as_json: bool, runs_dir: Path) -> None:
     """Lists what there is to choose from."""
     from kerastune_ft import listings

@@ -46,9 +46,9 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
 
     Args:
         run: A run with a model.
-        path: A folder of class sub-folders or a CSV file with the run's label column; all of it
-            is scored. `None` for the run's own test split (its validation split if it has no
-            other), which must not have changed since.
+        path: A folder of class sub-folders or a CSV file with the run's label column. All of it
+            is scored or, if it has splits of its own, its test split. `None` for the run's own
+            test split (its validation split if it has no other), which must not have changed.
 
     Returns:
         The recipe, what was scored and how it went.

@@ -20,7 +20,7 @@ task:
 backbone:
   name: mobilenet_v2              # 'kft ls backbones' lists all
   weights: torchvision            # real ImageNet weights that need no model hub
-  image_size: 160                 # pixels a side; 224 is a little better and twice as slow
+  image_size: 160                 # pixels a side; 224 has twice the pixels
 data:
   source: {source}
   path: {path}

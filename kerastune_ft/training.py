@@ -10,6 +10,7 @@ stages, and an epoch's order and augmentation follow from its number.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class StagePlan:
     """What one stage will do, before it does it.
 
     Args:
-        name: As the recipe says, or made from what is trainable.
+        name: The number, and what the recipe says or what is trainable; unique in a run.
         stage: The recipe's stage.
         first_epoch: Epochs of the stages before.
         steps: Per epoch.
@@ -116,7 +117,7 @@ def plan(model: keras.Model, train: Train, examples: int, batch_size: int) -> li
         trained = [block for block in models.blocks(model) if block.trainable]
         plans.append(
             StagePlan(
-                name=stage.name or f"{number} {_describe(stage.trainable_blocks)}",
+                name=f"{number} {stage.name or _describe(stage.trainable_blocks)}",
                 stage=stage,
                 first_epoch=plans[-1].last_epoch if plans else 0,
                 steps=steps,
@@ -184,7 +185,7 @@ def train(
         receivers: list[Callable[[dict[str, Any]], None]] = [
             history.rows.append,
             lambda row: run.write_table(run.history_path, history.rows),
-            lambda row, last=epochs.stop: console.print(epoch_line(row, last)),  # type: ignore[misc]
+            functools.partial(_show_epoch, console, epochs.stop),
             lambda row: run.write_status("running", stage=row["stage"], epoch=row["epoch"]),
         ]
         try:
@@ -200,7 +201,7 @@ def train(
                     bar,
                     callbacks.StopOnNaN(stage_plan.name),
                     callbacks.EpochRows(stage_plan.name, len(splits.train.labels), receivers),
-                    *_early_stopping(recipe.train, validated=validation is not None),
+                    *_early_stopping(recipe.train),
                     *_tensorboard(recipe.train, run),
                     SaveModel(run),
                     audit,
@@ -265,6 +266,10 @@ def epoch_line(row: dict[str, Any], last_epoch: int) -> str:
     )
 
 
+def _show_epoch(console: Console, last_epoch: int, row: dict[str, Any]) -> None:
+    console.print(epoch_line(row, last_epoch))
+
+
 def _validation_data(recipe: Recipe, splits: Splits) -> Any:
     if not len(splits.validation.labels):
         return None
@@ -278,7 +283,7 @@ def _validation_data(recipe: Recipe, splits: Splits) -> Any:
     )
 
 
-def _early_stopping(train: Train, validated: bool) -> list[keras.callbacks.Callback]:
+def _early_stopping(train: Train) -> list[keras.callbacks.Callback]:
     choice = train.early_stopping
     if choice is None:
         return []
