@@ -35,7 +35,7 @@ class StagePlan:
     """What one stage will do, before it does it.
 
     Args:
-        name: The number, and what the recipe says or what is trainable; unique in a run.
+        name: As the recipe says, or made from what is trainable; unique in a run.
         stage: The recipe's stage.
         first_epoch: Epochs of the stages before.
         steps: Per epoch.
@@ -115,9 +115,12 @@ def plan(model: keras.Model, train: Train, examples: int, batch_size: int) -> li
     for number, stage in enumerate(train.stages, 1):
         models.unfreeze_top(model, stage.trainable_blocks, batch_norm=stage.batch_norm)
         trained = [block for block in models.blocks(model) if block.trainable]
+        name = stage.name or f"{number} {_describe(stage.trainable_blocks)}"
+        while name in {former.name for former in plans}:  # the audits are kept by name
+            name = f"{number} {name}"
         plans.append(
             StagePlan(
-                name=f"{number} {stage.name or _describe(stage.trainable_blocks)}",
+                name=name,
                 stage=stage,
                 first_epoch=plans[-1].last_epoch if plans else 0,
                 steps=steps,

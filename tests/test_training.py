@@ -85,6 +85,12 @@ def test_the_plan_names_blocks_parameters_and_steps(classifier, photos):
     assert [block.name for block in models.blocks(classifier) if block.trainable] == ["head"]
 
 
+def test_stages_of_one_name_are_told_apart(classifier, photos):
+    stages = [{**stage, "name": "mine"} for stage in STAGES]
+    plans = training.plan(classifier, make_recipe(photos, stages=stages).train, 18, 8)
+    assert [stage_plan.name for stage_plan in plans] == ["mine", "2 mine"]
+
+
 def test_each_stage_moves_what_the_plan_says_and_nothing_else(classifier, photos, run):
     recipe = make_recipe(photos, early_stopping=None)
     plans = training.plan(classifier, recipe.train, 18, 8)
