@@ -105,7 +105,7 @@ def _backbones(_: Path) -> list[Row]:
             "blocks": len(row.cuts),
             "features": row.features,
             "parameters": row.parameters,
-            "top1": max(facts.top1 for facts in row.weights.values()),
+            "top1": max((f.top1 for f in row.weights.values() if f.top1 is not None), default=None),
             "weights": [*row.weights, "none"],
             "alphas": list(row.alphas),
             "licence": sorted({facts.licence for facts in row.weights.values()}),

@@ -48,15 +48,29 @@ class _Section(BaseModel):
 class Task(_Section):
     """What is learned: head, loss and labels."""
 
-    name: Literal["image_classification"] = Field(
-        default="image_classification", description="One class per picture."
+    name: Literal["image_classification", "image_multilabel", "image_regression"] = Field(
+        default="image_classification",
+        description="One class per picture, any number of classes, or numbers.",
+    )
+    pooling: Literal["avg", "max", "gem"] = Field(
+        default="avg",
+        description="How the features of all places become one vector: mean, maximum, or the "
+        "generalised mean of power 3 between the two.",
+    )
+    hidden: tuple[Count, ...] = Field(
+        default=(), description="Widths of dense ReLU layers between the features and the output."
     )
     dropout: ShareBelowOne = Field(
         default=0.2,
-        description="Share of the features dropped before the head while training, 0 to 1.",
+        description="Share of the features dropped before each dense layer in training, 0 to 1.",
     )
     label_smoothing: ShareBelowOne = Field(
         default=0.0, description="Share of each label spread evenly over all classes, 0 to 1."
+    )
+    loss: Literal["mse", "mae", "huber"] | None = Field(
+        default=None,
+        description="What image_regression minimises, in standard deviations of each target; "
+        "null is mse. The other tasks have one loss.",
     )
 
 
@@ -64,21 +78,34 @@ class BackboneChoice(_Section):
     """The pre-trained network, its weights and the size of its pictures."""
 
     name: str = Field(
-        description="Pre-trained network; 'kft ls backbones' lists them.",
-        json_schema_extra={"enum": list(backbones.BACKBONES)},
+        description="Pre-trained network: a name of 'kft ls backbones', or keras_hub: and the name "
+        "or folder of a KerasHub preset.",
+        json_schema_extra={
+            "anyOf": [{"enum": list(backbones.BACKBONES)}, {"pattern": "^keras_hub:.+"}]
+        },
     )
-    weights: Text = Field(
-        default="imagenet",
+    weights: Text | None = Field(
+        default=None,
         description="A tag of the network (imagenet, ...), none for random weights, a .keras or "
-        ".weights.h5 file, or the folder of a former run.",
+        ".weights.h5 file, or the folder of a former run; null takes the network's first tag.",
     )
     image_size: Count | tuple[Count, Count] | None = Field(
         default=None,
         description="Side, or [height, width], in pixels; null takes the network's usual side.",
     )
+    channels: Count = Field(
+        default=3,
+        description="Of the pictures: 1 is grey, 3 is RGB, others are read from .npy files. The "
+        "first convolution is summed or averaged to fit.",
+    )
     alpha: Positive | None = Field(
         default=None, description="Width multiplier of networks that have one; null is 1.0."
     )
+
+    @property
+    def tag(self) -> str:
+        """What `weights` says, or the network's first tag."""
+        return self.weights or next(iter(backbones.get(self.name).weights))
 
     @property
     def side(self) -> tuple[int, int]:
@@ -89,9 +116,9 @@ class BackboneChoice(_Section):
     @property
     def weights_path(self) -> Path | None:
         """Where the weights are if a file or a former run is meant, None for a tag or `none`."""
-        if self.weights in {*backbones.get(self.name).weights, "none"}:
+        if self.tag in {*backbones.get(self.name).weights, "none"}:
             return None
-        return Path(self.weights)
+        return Path(self.tag)
 
 
 class Split(_Section):
@@ -173,8 +200,14 @@ class Data(_Section):
     image_column: Text = Field(
         default="path", description="Column of the picture's path; image_csv only."
     )
-    label_column: Text = Field(
-        default="label", description="Column of the class name; image_csv only."
+    label_column: Text | tuple[Text, ...] = Field(
+        default="label",
+        description="Column of the class name, of several names or of the number, as the task "
+        "wants; a list for classes marked 0 or 1, or for several numbers; image_csv only.",
+    )
+    label_separator: Text = Field(
+        default=";",
+        description="Between the names where one column holds several; image_multilabel only.",
     )
     batch_size: Count = Field(default=32, description="Examples per training step.")
     split: Split = Field(default=Split(), description="Shares for validation and test.")
@@ -247,9 +280,13 @@ class Stage(_Section):
 class EarlyStopping(_Section):
     """Ends a stage, not the run, when it no longer gets better."""
 
-    monitor: Literal["val_loss", "val_accuracy", "loss", "accuracy"] = Field(
-        default="val_loss", description="What has to get better."
-    )
+    monitor: Literal[
+        "val_loss", "val_accuracy", "val_auc_pr", "val_mae", "loss", "accuracy", "auc_pr", "mae",
+    ] = Field(
+        default="val_loss",
+        description="What has to get better: the loss, or the task's own metric (accuracy, auc_pr "
+        "of image_multilabel, mae of image_regression).",
+    )  # fmt: skip
     patience: Count = Field(
         default=3, description="Epochs without improvement before the stage ends."
     )

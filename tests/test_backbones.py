@@ -16,7 +16,7 @@ from test_weights import make_wheel, state_stream
 
 from kerastune_ft import backbones
 from kerastune_ft.backbones import BACKBONES, Backbone, networks, weights
-from kerastune_ft.backbones.facts import PixelRule, Wheel
+from kerastune_ft.backbones.facts import CAFFE, RAW, TF, TORCH, Pixels, Wheel
 from kerastune_ft.errors import ModelError, WeightsError
 
 REFERENCES = Path(__file__).parents[2] / "shared" / "assets" / "references" / "images.npz"
@@ -121,13 +121,17 @@ def test_same_seed_gives_the_same_random_weights() -> None:
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("rule", ["caffe", "raw", "tf", "torch"])
-def test_pixels_are_those_of_preprocess_input(rule: PixelRule, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rule", "mode"), [(CAFFE, "caffe"), (RAW, None), (TF, "tf"), (TORCH, "torch")]
+)
+def test_pixels_are_those_of_preprocess_input(
+    rule: Pixels, mode: str | None, tmp_path: Path
+) -> None:
     images = pictures()
     expected = (
         images
-        if rule == "raw"
-        else keras.applications.imagenet_utils.preprocess_input(images.copy(), mode=rule)
+        if mode is None
+        else keras.applications.imagenet_utils.preprocess_input(images.copy(), mode=mode)
     )
     layer = networks.pixels(rule)
     assert layer.name == "pixels"
@@ -139,8 +143,8 @@ def test_pixels_are_those_of_preprocess_input(rule: PixelRule, tmp_path: Path) -
     np.testing.assert_allclose(np.asarray(again(images)), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["caffe", "tf", "torch"])
-def test_pixels_keep_their_precision_under_mixed_precision(rule: PixelRule) -> None:
+@pytest.mark.parametrize("rule", [CAFFE, TF, TORCH])
+def test_pixels_keep_their_precision_under_mixed_precision(rule: Pixels) -> None:
     exact = np.asarray(networks.pixels(rule)(pictures()))
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -312,7 +316,7 @@ def test_torchvision_weights_are_built_as_they_were_trained(
     )
 
 
-def whole(network: keras.Model, rule: PixelRule) -> keras.Model:
+def whole(network: keras.Model, rule: Pixels) -> keras.Model:
     images = keras.Input((SIDE, SIDE, 3), name="images")
     x = keras.layers.GlobalAveragePooling2D()(network(networks.pixels(rule)(images)))
     x = keras.layers.Dropout(0.2)(keras.layers.Dropout(0.1)(x))
@@ -323,7 +327,7 @@ def whole(network: keras.Model, rule: PixelRule) -> keras.Model:
 def test_former_run_is_built_as_its_own_weights_want(
     kind: str, torch_network: keras.Model, tmp_path: Path
 ) -> None:
-    model = torch_network if kind.startswith("bare") else whole(torch_network, "torch")
+    model = torch_network if kind.startswith("bare") else whole(torch_network, TORCH)
     if kind.endswith("weights"):
         path = tmp_path / "x.weights.h5"
         model.save_weights(path)

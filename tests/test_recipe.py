@@ -470,7 +470,11 @@ train:
     [
         ("task.dropout", "1", "expected a number >= 0 and < 1, got 1."),
         ("task.dropout", ".nan", "expected a number >= 0 and < 1, got nan."),
-        ("task.name", "detection", "expected 'image_classification', got 'detection'."),
+        (
+            "task.name",
+            "detection",
+            "expected one of image_classification, image_multilabel, image_regression, got 'detection'.",
+        ),
         ("train.seed", "3.0", "expected an integer >= 0 and <= 4294967295, got 3.0."),
         ("train.seed", "9" * 50, "got 1e+50."),
         ("train.stages.0.learning_rate", "-1", "expected a number > 0, got -1."),

@@ -1,4 +1,7 @@
-"""The records that rows are made of: `Backbone`, `Weights`, `Wheel`. Imports nothing heavy."""
+"""The records that rows are made of: `Backbone`, `Weights`, `Pixels`, `Wheel`, `Training`.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,58 @@ from typing import Literal
 
 from kerastune_ft.errors import WeightsError, did_you_mean
 
-PixelRule = Literal["caffe", "raw", "tf", "torch"]
-"""How weights want pixels, in the words of `keras.applications`, from RGB in 0..255: `tf` scales
-to -1..1, `torch` to 0..1 and then by ImageNet's mean and standard deviation, `caffe` turns to BGR
-and subtracts ImageNet's mean, `raw` leaves them."""
+
+@dataclass(frozen=True)
+class Pixels:
+    """How weights want pixels: RGB in 0..255, turned to BGR if `bgr`, times scale, plus offset.
+
+    Args:
+        name: As lists show it.
+        scale: One factor per channel, in the order after turning.
+        offset: One summand per channel, in the order after turning.
+        bgr: Whether the channels are turned round first.
+    """
+
+    name: str
+    scale: tuple[float, float, float]
+    offset: tuple[float, float, float]
+    bgr: bool = False
+
+
+def _uniform(name: str, scale: float, offset: float) -> Pixels:
+    return Pixels(name, (scale,) * 3, (offset,) * 3)
+
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, on 0..1
+
+RAW = _uniform("0..255", 1.0, 0.0)
+TF = _uniform("-1..1", 1 / 127.5, -1.0)
+"""Mode `tf` of `keras.applications.imagenet_utils.preprocess_input`."""
+TF_128 = _uniform("x/128 - 1", 1 / 128, -1.0)
+LITE = _uniform("(x - 127)/128", 1 / 128, -127 / 128)
+TORCH = Pixels(
+    "ImageNet mean and std",
+    tuple(1 / (255.0 * std) for std in _STD),  # type: ignore[arg-type]
+    tuple(-mean / std for mean, std in zip(_MEAN, _STD, strict=True)),  # type: ignore[arg-type]
+)
+"""Mode `torch` of the same function."""
+CAFFE = Pixels("BGR - mean", (1.0,) * 3, (-103.939, -116.779, -123.68), bgr=True)
+"""Mode `caffe` of the same function."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the authors trained the network, for comparison with a recipe's rates.
+
+    Args:
+        optimizer: A name of `kft ls optimizers`.
+        learning_rate: The highest, at `batch_size`.
+        batch_size: Over all devices together.
+    """
+
+    optimizer: str
+    learning_rate: float
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -40,21 +91,23 @@ class Weights:
     """Holds what is known about one set of pre-trained weights.
 
     Args:
-        pixels: The rule they were trained with.
+        pixels: The rule they were trained with, for the network as this package builds it:
+            layers of the network's own that scale pixels are taken off.
         source: Where they come from: a `Wheel`, or the file name that Keras downloads, with
             `{alpha}` and `{side}` to be filled in.
         licence: SPDX name.
-        top1: Published ImageNet top-1 accuracy at alpha 1 and the row's side, 0..1.
+        top1: Published ImageNet top-1 accuracy at alpha 1 and the row's side, 0..1; None where
+            none was published.
         sides: The square sides that have a file of their own; others use the row's side.
         alphas: The width multipliers that exist; empty for a network without one.
         convention: How the network must be built for these weights to be right; see
             `backbones.weights.CONVENTIONS`.
     """
 
-    pixels: PixelRule
+    pixels: Pixels
     source: Wheel | str
     licence: str
-    top1: float
+    top1: float | None
     sides: tuple[int, ...] = ()
     alphas: tuple[float, ...] = ()
     convention: Literal["keras", "torchvision"] = "keras"
@@ -67,7 +120,8 @@ class Backbone:
     Args:
         name: The upstream name in snake case.
         family: `mobilenet`, `resnet`, ...
-        builder: Attribute of `keras.applications`.
+        builder: Attribute of `keras.applications`, or the dotted name of a backbone class of
+            KerasHub, such as `keras_hub.models.EfficientNetBackbone`.
         image_size: Usual height and width, in pixels.
         smallest_side: Below it the network cannot be built.
         cuts: Last layer of every block, stem first. The last block runs to the output, whatever
@@ -79,6 +133,7 @@ class Backbone:
             for `Weights.alphas` alone); empty for a network without one.
         paper: Address.
         options: Further arguments of the builder.
+        training: How its authors trained it, where they say.
     """
 
     name: str
@@ -93,6 +148,7 @@ class Backbone:
     paper: str
     alphas: tuple[float, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    training: Training | None = None
 
     def weights_of(self, tag: str) -> Weights:
         """Returns the facts of a weights tag.

