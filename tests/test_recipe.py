@@ -473,7 +473,8 @@ train:
         (
             "task.name",
             "detection",
-            "expected one of image_classification, image_multilabel, image_regression, got 'detection'.",
+            "expected one of image_classification, image_multilabel, image_regression, got "
+            "'detection'.",
         ),
         ("train.seed", "3.0", "expected an integer >= 0 and <= 4294967295, got 3.0."),
         ("train.seed", "9" * 50, "got 1e+50."),
@@ -513,8 +514,8 @@ def test_text_that_looks_like_a_number_wants_quotes_in_a_file(tmp_path: Path) ->
 def test_missing_keys_say_what_is_needed(tmp_path: Path) -> None:
     assert problems(write(tmp_path, "backbone: {}\ntrain: {stages: [{epochs: 1}]}\n")) == [
         "r.yaml: data: missing; expected a mapping with at least source and path.",
-        "r.yaml:1: backbone.name: missing; expected text (Pre-trained network; 'kft ls backbones' "
-        "lists them).",
+        "r.yaml:1: backbone.name: missing; expected text (Pre-trained network: a name of 'kft ls "
+        "backbones', or keras_hub: and the name or folder of a KerasHub preset).",
         "r.yaml:2: train.stages.0.learning_rate: missing; expected a number > 0 (Highest learning "
         "rate of the stage).",
         "r.yaml:2: train.stages.0.trainable_blocks: missing; expected an integer >= -1 (Backbone "
