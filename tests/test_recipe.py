@@ -591,6 +591,62 @@ def test_possible_combinations_are_not(smallest: Path, overrides: list[str]) -> 
     recipe.load(smallest, overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key", "message"),
+    [
+        (["task.loss=mae"], "task.loss", "'image_classification' has one loss"),
+        (["data.label_column=[a, b]"], "data.label_column", "reads one column"),
+        (["task.name=image_multilabel", *"data.source=image_folder data.path=x".split()],
+         "data.source", "needs image_csv or tfds"),
+        (["task.name=image_multilabel", "data.source=image_csv", "data.label_column=[a, a]"],
+         "data.label_column", "each once"),
+        (["task.name=image_regression", "data.source=image_csv", "task.label_smoothing=0.1"],
+         "task.label_smoothing", "no classes"),
+        (["task.name=image_regression", "data.source=image_csv", "train.class_weight=balanced"],
+         "train.class_weight", "no classes"),
+        (["task.name=image_regression", "data.source=image_csv", "data.augment={cutmix: 1.0}"],
+         "data.augment.cutmix", "use mixup"),
+        (["train.early_stopping.monitor=val_mae"], "train.early_stopping.monitor",
+         "monitor val_loss or val_accuracy"),
+        (["task.name=image_regression", "data.source=image_csv",
+          "train.early_stopping.monitor=accuracy"], "train.early_stopping.monitor",
+         "monitor val_loss or val_mae"),
+        (["backbone.name='keras_hub:'"], "backbone.name", "is unknown"),
+    ],
+)  # fmt: skip
+def test_what_a_task_has_no_use_for_is_refused(
+    smallest: Path, overrides: list[str], key: str, message: str
+) -> None:
+    line = problem(smallest, *overrides)
+    assert f"{key}: " in line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["task={name: image_classification, pooling: gem, hidden: [256, 64]}"],
+        ["task={name: image_multilabel, label_smoothing: 0.1}", "train.class_weight={cat: 2.0}"],
+        ["task.name=image_multilabel", "data.label_column=[cat, dog]", "data.augment=strong"],
+        ["task={name: image_regression, loss: huber}", "data.label_column=age"],
+        ["task.name=image_regression", "data.label_column=[x, y]", "data.augment={mixup: 0.2}"],
+        ["task.name=image_regression", "train.early_stopping.monitor=val_mae"],
+        ["task.name=image_multilabel", "train.early_stopping.monitor=val_auc_pr"],
+        ["backbone={name: 'keras_hub:resnet_18_imagenet', weights: none, channels: 1}"],
+    ],
+)
+def test_what_a_task_can_use_is_not(smallest: Path, overrides: list[str]) -> None:
+    recipe.load(smallest, ["data.source=image_csv", "data.path=x.csv", *overrides])
+
+
+def test_weights_that_are_not_named_are_the_first_of_the_backbone(smallest: Path) -> None:
+    read = recipe.load(smallest)
+    assert read.backbone.weights is None
+    assert read.backbone.tag == "imagenet"
+    assert recipe.load(smallest, ["backbone.name=keras_hub:x"]).backbone.tag == "preset"
+    assert read.backbone.weights_path is None
+
+
 def test_weights_may_name_a_folder_that_exists(
     smallest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
