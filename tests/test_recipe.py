@@ -596,7 +596,7 @@ def test_possible_combinations_are_not(smallest: Path, overrides: list[str]) -> 
     [
         (["task.loss=mae"], "task.loss", "'image_classification' has one loss"),
         (["data.label_column=[a, b]"], "data.label_column", "reads one column"),
-        (["task.name=image_multilabel", *"data.source=image_folder data.path=x".split()],
+        (["task.name=image_multilabel", *["data.source=image_folder", "data.path=x"]],
          "data.source", "needs image_csv or tfds"),
         (["task.name=image_multilabel", "data.source=image_csv", "data.label_column=[a, a]"],
          "data.label_column", "each once"),
