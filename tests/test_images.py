@@ -14,8 +14,10 @@ import tensorflow as tf
 from PIL import Image
 
 from kerastune_ft.data import images, inspection
+from kerastune_ft.data.augmentation import Augmentation
 from kerastune_ft.data.tables import Arrays, Encoded, Files
 from kerastune_ft.errors import DataError
+from kerastune_ft.recipe import Augment
 
 HEIGHT, WIDTH = 24, 32
 
@@ -357,6 +359,62 @@ def test_class_weights_become_sample_weights() -> None:
     )  # fmt: skip
     ((_, _, weights),) = stream
     assert weights.numpy().tolist() == [[1.0, 2.0, 4.0][i % 3] for i in range(N)]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int32, bool])
+def test_labels_of_several_numbers_stay_as_they_are(dtype: type) -> None:
+    table = np.random.default_rng(0).normal(0, 3, (N, 5)).astype(dtype)
+    stream = images.dataset(
+        _numbered(), table, image_size=(4, 4), batch_size=4, num_classes=5, seed=7, shuffle=True,
+        epochs=range(3, 5),
+    )  # fmt: skip
+    assert stream.element_spec[1].shape.as_list() == [None, 5]
+    batches = list(stream)
+    assert [len(labels) for _, labels in batches] == [4, 4, 3] * 2
+    for pictures, labels in batches:
+        assert labels.dtype == tf.float32
+        numbers = pictures.numpy()[:, 0, 0, 0].astype(int)
+        assert np.array_equal(labels, table[numbers].astype(np.float32))
+
+
+def test_a_single_number_a_picture_is_a_table_of_one_column() -> None:
+    targets = np.linspace(-1, 1, N)[:, None]
+    stream = images.dataset(_numbered(), targets, image_size=(4, 4), batch_size=N, num_classes=1)
+    ((_, labels),) = stream
+    assert np.array_equal(labels, targets.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "said"),
+    [
+        (np.zeros((N, 2)), {"num_classes": 3}, "labels of 2 numbers for 3 outputs"),
+        (np.zeros((N - 1, 2)), {"num_classes": 2}, "10 labels for 11 pictures"),
+        (np.zeros((N, 2)), {"num_classes": 2, "class_weights": [1, 2]}, "only classes"),
+        (np.full(N, 2), {"num_classes": 2}, "label out of range"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels: np.ndarray, options: dict, said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        images.dataset(_numbered(), labels, image_size=(4, 4), batch_size=4, **options)
+
+
+@pytest.mark.parametrize("augment", [Augment(mixup=0.4), Augment(cutmix=1.0)])
+def test_labels_of_several_numbers_are_mixed_as_their_pictures(augment: Augment) -> None:
+    """A label is a linear function of its picture's level, so that the mix must be as well."""
+    side, levels = 160, np.linspace(10, 250, 6)
+    values = np.ones((6, side, side), np.uint8) * levels.astype(np.uint8)[:, None, None]
+    targets = np.stack([levels, 100 - 2 * levels], axis=1)
+    stream = images.dataset(
+        Arrays(values), targets, image_size=(side, side), batch_size=6, num_classes=2,
+        augment=Augmentation(augment, (side, side)),
+    )  # fmt: skip
+    ((pictures, labels),) = stream
+    # Keras rounds CutMix's box to whole pixels after it has computed the shares from it.
+    rounding = 240 * 2 / side if augment.cutmix else 0.05
+    means = pictures.numpy().mean(axis=(1, 2, 3))
+    assert not np.allclose(labels, targets)
+    assert np.allclose(labels[:, 0], means, atol=rounding)
+    assert np.allclose(labels[:, 1], 100 - 2 * means, atol=2 * rounding)
 
 
 def test_files_memory_and_single_pictures_give_the_same_pixels(tmp_path: Path) -> None:

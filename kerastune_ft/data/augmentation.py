@@ -143,7 +143,8 @@ class Augmentation:
 
         Args:
             images: `float32 (batch, height, width, 3)` in 0..255.
-            labels: One-hot, `float32 (batch, classes)`.
+            labels: `float32 (batch, outputs)`, one-hot or any numbers. They are mixed by the shares
+                of the pictures, CutMix's by area.
             key: `int64 (3,)`: seed, epoch, number of the batch in the epoch.
         """
         if not self._batch_layers:

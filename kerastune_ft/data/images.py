@@ -39,7 +39,7 @@ class Augment(Protocol):
         """Changes one `float32 (height, width, 3)`; `key` is (seed, epoch, example)."""
 
     def batch(self, images: Tensor, labels: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Changes a batch and its one-hot labels; `key` is (seed, epoch, step)."""
+        """Changes a batch and its labels, `float32`, 2-D; `key` is (seed, epoch, step)."""
 
 
 def order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -192,30 +192,30 @@ def dataset(
 
     Args:
         content: The pictures.
-        labels: Class numbers, `(n,)`.
+        labels: Class numbers, `(n,)`, which become one-hot; or numbers of any kind, such as several
+            labels of 0 and 1 or targets of a regression, `(n, outputs)`, which stay as they are.
         image_size: Height and width, in pixels.
         batch_size: Examples per batch.
-        num_classes: Width of the one-hot labels.
+        num_classes: Width of the labels: the classes, or the outputs of 2-D labels.
         resize: How pictures of another shape are brought to `image_size`.
         seed: Of the order, and first part of the keys for `augment`.
         shuffle: Whether an epoch goes by `order(n, seed, epoch)`; else by the table.
         epochs: The numbers of the epochs to stream; None is `range(1)`.
         augment: Changes pictures after resizing.
-        class_weights: `(num_classes,)`: adds sample weights. Mixed labels get mixed weights.
+        class_weights: `(num_classes,)`: adds sample weights. Mixed labels get mixed weights. Only
+            for class numbers.
         first_step: Batches of the first epoch to leave out, without decoding them.
 
     Returns:
-        Batches of images `float32 (batch, height, width, 3)` RGB in 0..255, one-hot labels
+        Batches of images `float32 (batch, height, width, 3)` RGB in 0..255, labels
         `float32 (batch, num_classes)` and, with `class_weights`, weights `float32 (batch,)`.
     """
-    numbers = np.asarray(labels, np.int64)
     epochs = range(1) if epochs is None else epochs
-    n, per_epoch = len(numbers), steps(len(numbers), batch_size)
-    assert n == len(content), f"{n} labels for {len(content)} pictures"
-    assert not n or 0 <= numbers.min() <= numbers.max() < num_classes, "label out of range"
+    n, per_epoch = len(content), steps(len(content), batch_size)
+    assert class_weights is None or np.ndim(labels) == 1, "only classes have weights"
     with tf.device("/CPU:0"):  # tf.data runs there; a table on the GPU would travel back
         read = _reader(content)
-        classes = tf.constant(numbers)
+        label_of = _labeller(labels, n, num_classes)
         weights = tf.constant(
             np.asarray(1.0 if class_weights is None else class_weights, "float32")
         )
@@ -231,19 +231,19 @@ def dataset(
 
         # A filler only completes the last batch of an epoch; `finish` cuts it off.
         image = tf.cond(index < 0, lambda: tf.zeros((*image_size, 3)), picture)
-        label = tf.one_hot(classes[tf.maximum(index, 0)], num_classes)
+        label = label_of(tf.maximum(index, 0))
         return tf.ensure_shape(image, (*image_size, 3)), label, turn
 
-    def finish(images: Tensor, one_hot: Tensor, turns: Tensor) -> tuple[Tensor, ...]:
+    def finish(images: Tensor, targets: Tensor, turns: Tensor) -> tuple[Tensor, ...]:
         real = tf.reduce_sum(tf.cast(turns[:, 1] >= 0, tf.int32))
-        images, one_hot = images[:real], one_hot[:real]
+        images, targets = images[:real], targets[:real]
         if augment is not None:
             key = tf.stack([tf.cast(seed, tf.int64), turns[0, 0], turns[0, 2]])
-            images, one_hot = augment.batch(images, one_hot, key)
+            images, targets = augment.batch(images, targets, key)
             images = tf.ensure_shape(images, (None, *image_size, 3))
         if class_weights is None:
-            return images, one_hot
-        return images, one_hot, tf.linalg.matvec(one_hot, weights)
+            return images, targets
+        return images, targets, tf.linalg.matvec(targets, weights)
 
     turns = _turns(n, batch_size, epochs, seed if shuffle else None).skip(first_step * batch_size)
     batches = (
@@ -260,6 +260,21 @@ def dataset(
 
 
 _resize = resize  # `dataset` has an argument of that name
+
+
+def _labeller(labels: ArrayLike, n: int, width: int) -> Callable[[Tensor], Tensor]:
+    """Returns a graph function from an example's number to its label, `float32 (width,)`."""
+    table = np.asarray(labels)
+    assert len(table) == n, f"{len(table)} labels for {n} pictures"
+    if table.ndim == 2:
+        assert table.shape[1] == width, f"labels of {table.shape[1]} numbers for {width} outputs"
+        rows = tf.constant(table.astype(np.float32))
+        return lambda index: rows[index]
+    assert table.ndim == 1, f"labels of shape {table.shape}"
+    numbers = table.astype(np.int64)
+    assert not n or 0 <= numbers.min() <= numbers.max() < width, "label out of range"
+    classes = tf.constant(numbers)
+    return lambda index: tf.one_hot(classes[index], width)
 
 
 def _turns(n: int, batch_size: int, epochs: range, seed: int | None) -> tf.data.Dataset:
