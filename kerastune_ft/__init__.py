@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kerastune_ft import callbacks, optimizers
     from kerastune_ft.errors import KftError
-    from kerastune_ft.models import Block, blocks, freeze, image_classifier, unfreeze_top
+    from kerastune_ft.models import (
+        Block,
+        blocks,
+        freeze,
+        image_classifier,
+        image_multilabel,
+        image_regressor,
+        unfreeze_top,
+    )
     from kerastune_ft.predictions import evaluate, load_model, predict
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.recipe import load as load_recipe
@@ -35,6 +43,8 @@ _HOMES = {
     "fit": "workflow",
     "freeze": "models",
     "image_classifier": "models",
+    "image_multilabel": "models",
+    "image_regressor": "models",
     "load_model": "predictions",
     "load_recipe": "recipe",
     "optimizers": "optimizers",
@@ -53,6 +63,8 @@ __all__ = [
     "fit",
     "freeze",
     "image_classifier",
+    "image_multilabel",
+    "image_regressor",
     "load_model",
     "load_recipe",
     "optimizers",

@@ -11,13 +11,13 @@ is not installed. Nothing here compiles or trains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import keras
 
-from kerastune_ft import backbones
+from kerastune_ft import backbones, heads
 from kerastune_ft.backbones import networks
 from kerastune_ft.errors import ModelError
 
@@ -61,59 +61,187 @@ def image_classifier(
     backbone: str,
     num_classes: int,
     *,
-    weights: str = "imagenet",
+    weights: str | None = None,
     image_size: int | tuple[int, int] | None = None,
+    channels: int = 3,
     alpha: float | None = None,
+    pooling: heads.Pooling = "avg",
+    hidden: Sequence[int] = (),
+    dropout: float = 0.2,
     trainable_blocks: int = 0,
     batch_norm: BatchNorm = "frozen",
-    dropout: float = 0.2,
     seed: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds an image classifier on a pre-trained backbone.
+    """Builds an image classifier, one class per picture, on a pre-trained backbone.
 
     Args:
-        backbone: A name of `kft ls backbones`, such as `mobilenet_v2`.
+        backbone: A name of `kft ls backbones`, such as `mobilenet_v2`, or `keras_hub:` and a
+            preset.
         num_classes: Number of logits, 2 or more.
         weights: A tag of that backbone (`imagenet`, `torchvision`), `none` for random weights, a
-            `.weights.h5` or `.keras` file, or the folder of a former run.
+            `.weights.h5` or `.keras` file, or the folder of a former run. The backbone's first
+            tag by default.
         image_size: Height and width in pixels; one number for a square. The backbone's usual
             side by default.
+        channels: Of the pictures: 3 is RGB, 1 grey. The first convolution of pre-trained weights
+            is changed to fit.
         alpha: Width multiplier, for the networks that have one; 1 by default.
+        pooling: How the features of all places become one vector: `avg` their mean, `max` their
+            maximum, `gem` the generalised mean of power 3 between the two. `token` takes the
+            first token alone, for transformers that were trained so (ViT, DeiT).
+        hidden: Widths of dense ReLU layers before the logits, 1 or more each.
+        dropout: Share of the features dropped before each dense layer while training, from 0 to
+            less than 1.
         trainable_blocks: How many blocks, counted from the top, train beside the head. 0 trains
             the head alone, -1 everything.
         batch_norm: `frozen` keeps BatchNormalization of unfrozen blocks in inference mode, its
             statistics, scale and offset as they are; `train` lets it train like other layers.
-        dropout: Share of pooled features dropped while training, 0..1.
         seed: Of the head's first weights and of dropout; Keras's global seed by default.
         name: Of the model; the backbone's by default.
 
     Returns:
-        An uncompiled functional model from `float32 (batch, height, width, 3)`, RGB in 0..255,
-        to `float32 (batch, num_classes)`, logits.
+        An uncompiled functional model from `float32 (batch, height, width, channels)`, 0..255,
+        RGB where there are 3, to `float32 (batch, num_classes)`, logits.
 
     Raises:
-        ModelError: If the backbone is unknown, the size too small or there are too few classes.
+        ModelError: If the backbone or the pooling is unknown, or a number is out of its range.
         WeightsError: If the weights are unknown, damaged, unreachable or of another network.
     """
-    row = backbones.get(backbone)
     if num_classes < 2:
         raise ModelError(f"num_classes: expected 2 or more, got {num_classes}.")
-    height, width = _size(row, image_size)
-    network = networks.build(row, image_size=(height, width), weights=weights, alpha=alpha)
-    tag = network.name.rpartition(".")[2]
-    inputs = keras.Input((height, width, 3), name="image")
-    x = networks.pixels(row.weights_of(tag).pixels)(inputs)
-    x = network(x)
-    x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
-    x = keras.layers.Dropout(dropout, seed=seed, name="dropout")(x)
-    initializer = keras.initializers.GlorotUniform(seed=seed)
-    outputs = keras.layers.Dense(
-        num_classes, kernel_initializer=initializer, dtype="float32", name="logits"
-    )(x)
-    model = keras.Model(inputs, outputs, name=name or row.name)
+    head = heads.Head(heads.LOGITS, num_classes, pooling, tuple(hidden), dropout, seed)
+    model = _build(backbone, head, weights, image_size, channels, alpha, name)
     unfreeze_top(model, trainable_blocks, batch_norm=batch_norm)
     return model
+
+
+def image_multilabel(
+    backbone: str,
+    num_labels: int,
+    *,
+    weights: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int = 3,
+    alpha: float | None = None,
+    pooling: heads.Pooling = "avg",
+    hidden: Sequence[int] = (),
+    dropout: float = 0.2,
+    trainable_blocks: int = 0,
+    batch_norm: BatchNorm = "frozen",
+    seed: int | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds a classifier for any number of labels per picture, on a pre-trained backbone.
+
+    Args:
+        backbone: As in `image_classifier`, like all that follow.
+        num_labels: Number of logits, 1 or more; the sigmoid of each is a probability.
+        weights: Tag, `none`, file or folder of a former run.
+        image_size: Pixels.
+        channels: Of the pictures.
+        alpha: Width multiplier.
+        pooling: `avg`, `max`, `gem` or `token`.
+        hidden: Widths of dense ReLU layers.
+        dropout: Share dropped before each dense layer, from 0 to less than 1.
+        trainable_blocks: Blocks that train, counted from the top.
+        batch_norm: `frozen` or `train`.
+        seed: Of the head.
+        name: Of the model.
+
+    Returns:
+        An uncompiled functional model from `float32 (batch, height, width, channels)`, 0..255,
+        to `float32 (batch, num_labels)`, logits.
+
+    Raises:
+        ModelError: If the backbone or the pooling is unknown, or a number is out of its range.
+        WeightsError: If the weights are unknown, damaged, unreachable or of another network.
+    """
+    if num_labels < 1:
+        raise ModelError(f"num_labels: expected 1 or more, got {num_labels}.")
+    head = heads.Head(heads.LOGITS, num_labels, pooling, tuple(hidden), dropout, seed)
+    model = _build(backbone, head, weights, image_size, channels, alpha, name)
+    unfreeze_top(model, trainable_blocks, batch_norm=batch_norm)
+    return model
+
+
+def image_regressor(
+    backbone: str,
+    num_targets: int,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    weights: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int = 3,
+    alpha: float | None = None,
+    pooling: heads.Pooling = "avg",
+    hidden: Sequence[int] = (),
+    dropout: float = 0.2,
+    trainable_blocks: int = 0,
+    batch_norm: BatchNorm = "frozen",
+    seed: int | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds a model that estimates numbers, on a pre-trained backbone.
+
+    The dense layer learns standardised targets and a `Rescaling` layer after it gives them their
+    own units. A loss on the model's output sees those units: divide the differences by `std`,
+    or targets with large numbers drown the others.
+
+    Args:
+        backbone: As in `image_classifier`, like all that are not explained here.
+        num_targets: How many numbers, 1 or more.
+        mean: Of each target over the training examples, in its own units; 0 by default.
+        std: Standard deviation of each target, in its own units, above 0; 1 by default.
+        weights: Tag, `none`, file or folder of a former run.
+        image_size: Pixels.
+        channels: Of the pictures.
+        alpha: Width multiplier.
+        pooling: `avg`, `max`, `gem` or `token`.
+        hidden: Widths of dense ReLU layers.
+        dropout: Share dropped before each dense layer, from 0 to less than 1.
+        trainable_blocks: Blocks that train, counted from the top.
+        batch_norm: `frozen` or `train`.
+        seed: Of the head.
+        name: Of the model.
+
+    Returns:
+        An uncompiled functional model from `float32 (batch, height, width, channels)`, 0..255,
+        to `float32 (batch, num_targets)`, in the targets' own units.
+
+    Raises:
+        ModelError: If the backbone or the pooling is unknown, or a number is out of its range.
+        WeightsError: If the weights are unknown, damaged, unreachable or of another network.
+    """
+    if num_targets < 1:
+        raise ModelError(f"num_targets: expected 1 or more, got {num_targets}.")
+    units = heads.Units.of(num_targets, mean, std)
+    head = heads.Head(heads.STANDARDISED, num_targets, pooling, tuple(hidden), dropout, seed, units)
+    model = _build(backbone, head, weights, image_size, channels, alpha, name)
+    unfreeze_top(model, trainable_blocks, batch_norm=batch_norm)
+    return model
+
+
+def _build(
+    backbone: str,
+    head: heads.Head,
+    weights: str | None,
+    image_size: int | tuple[int, int] | None,
+    channels: int,
+    alpha: float | None,
+    name: str | None,
+) -> keras.Model:
+    """Puts pixel layer, network and head together; what trains is not decided yet."""
+    row = backbones.get(backbone)
+    height, width = _size(row, image_size)
+    tag = next(iter(row.weights)) if weights is None else weights
+    more = {} if channels == 3 else {"channels": channels}
+    network = networks.build(row, image_size=(height, width), weights=tag, alpha=alpha, **more)
+    inputs = keras.Input((height, width, channels), name="image")
+    rule = row.weights_of(network.name.rpartition(".")[2]).pixels
+    features = network(networks.pixels(rule, channels)(inputs))
+    return keras.Model(inputs, head.apply(features), name=name or row.name)
 
 
 def backbone_of(model: keras.Model) -> tuple[keras.Model, backbones.Backbone]:
@@ -198,6 +326,37 @@ def unfreeze_top(model: keras.Model, blocks: int, *, batch_norm: BatchNorm = "fr
             layer.trainable = index >= first and not (is_batch_norm and batch_norm == "frozen")
     for layer in head.layers:
         layer.trainable = True
+
+
+def take_over_head(
+    model: keras.Model,
+    former: keras.Model,
+    former_names: Sequence[str],
+    names: Sequence[str],
+) -> str:
+    """Copies the head of a former model of the same backbone, if it means the same.
+
+    Outputs are matched by name, whatever their order. Targets whose mean or standard deviation
+    changed keep their function: the change is folded into kernel and bias. Nothing is copied in
+    part: where names, pooling or widths differ the head of `model` stays as it is.
+
+    Args:
+        model: Made by a builder.
+        former: Made by a builder, or reloaded; stays as it is.
+        former_names: Of its outputs, in order: classes, labels or targets.
+        names: Of the outputs of `model`, in order.
+
+    Returns:
+        A sentence without a full stop: what was done, or why the head is new.
+
+    Raises:
+        ModelError: If one of the models holds no known backbone.
+    """
+    assert model.output_shape[-1] == len(names), (model.output_shape, names)
+    ours, theirs = backbone_of(model)[1].name, backbone_of(former)[1].name
+    if ours != theirs:
+        return f"head is new: the former model stands on '{theirs}', this one on '{ours}'"
+    return heads.take_over(model, former, former_names, names)
 
 
 def named_weights(model: keras.Model) -> Iterator[tuple[str, str, keras.Variable]]:

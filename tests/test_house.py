@@ -18,7 +18,7 @@ LEVELS = [
     {"recipe", "recipe_checks", "recipe_tree"},
     {"tasks", "optimizers", "runs", "devices", "starters"},
     {"data"},
-    {"models"},
+    {"heads", "models"},
     {"callbacks"},
     {"training"},
     {"evaluation"},
