@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from kerastune_ft.backbones.facts import RAW, Backbone, Pixels, Training, Weights, Wheel
 from kerastune_ft.backbones.images import ROWS as IMAGE_ROWS
+from kerastune_ft.backbones.lite import ROWS as LITE_ROWS
 from kerastune_ft.errors import ModelError, did_you_mean
 
 __all__ = ["BACKBONES", "HUB", "Backbone", "Pixels", "Training", "Weights", "Wheel", "get"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in IMAGE_ROWS}
-
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (*IMAGE_ROWS, *LITE_ROWS)}
 
 HUB = "keras_hub"
 """The family of `keras_hub:PRESET` backbones, whose rows are made when they are asked for."""

@@ -22,7 +22,7 @@ import urllib.parse
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +31,7 @@ import filelock
 import numpy as np
 
 from kerastune_ft.backbones import wheels
+from kerastune_ft.backbones.converters import CONVERTERS
 from kerastune_ft.backbones.facts import Backbone, Wheel
 from kerastune_ft.backbones.pth import read_pth
 from kerastune_ft.backbones.wheels import Progress
@@ -336,68 +337,6 @@ def check_reachable(host: str, timeout_seconds: float = 5.0, port: int = 443) ->
     threading.Thread(target=connect, daemon=True).start()
     done.wait(timeout_seconds)
     return answered.is_set()
-
-
-def torchvision_mobilenet_v2(state: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Renames and turns torchvision's MobileNetV2 into the layers of `keras.applications`.
-
-    Nothing is folded: the network is built with PyTorch's epsilon and padding instead
-    (`CONVENTIONS`), so every number is the published one.
-
-    Args:
-        state: PyTorch's names and arrays.
-
-    Returns:
-        Arrays by layer, the classifier ('predictions') included.
-
-    Raises:
-        WeightsError: If an array is missing, or one is left over.
-    """
-    unused = {key for key in state if not key.endswith(".num_batches_tracked")}
-
-    def take(key: str) -> np.ndarray:
-        if key not in state:
-            raise WeightsError(f"torchvision's MobileNetV2 has an array '{key}', this file none.")
-        unused.discard(key)
-        return state[key]
-
-    def norm(prefix: str) -> list[np.ndarray]:
-        return [take(f"{prefix}.{k}") for k in ("weight", "bias", "running_mean", "running_var")]
-
-    def kernel(key: str) -> list[np.ndarray]:
-        return [take(f"{key}.weight").transpose(2, 3, 1, 0)]  # out, in, h, w -> h, w, in, out
-
-    def depthwise(key: str) -> list[np.ndarray]:
-        return [
-            take(f"{key}.weight").transpose(2, 3, 0, 1)
-        ]  # channels, 1, h, w -> h, w, channels, 1
-
-    layers = {"Conv1": kernel("features.0.0"), "bn_Conv1": norm("features.0.1")}
-    for block in range(17):
-        theirs = f"features.{block + 1}.conv"
-        ours = f"block_{block}" if block else "expanded_conv"
-        step = 0
-        if block:  # the first block does not expand
-            layers[f"{ours}_expand"] = kernel(f"{theirs}.0.0")
-            layers[f"{ours}_expand_BN"] = norm(f"{theirs}.0.1")
-            step = 1
-        layers[f"{ours}_depthwise"] = depthwise(f"{theirs}.{step}.0")
-        layers[f"{ours}_depthwise_BN"] = norm(f"{theirs}.{step}.1")
-        layers[f"{ours}_project"] = kernel(f"{theirs}.{step + 1}")
-        layers[f"{ours}_project_BN"] = norm(f"{theirs}.{step + 2}")
-    layers["Conv_1"] = kernel("features.18.0")
-    layers["Conv_1_bn"] = norm("features.18.1")
-    layers["predictions"] = [take("classifier.1.weight").T, take("classifier.1.bias")]
-    if unused:
-        raise WeightsError(
-            f"torchvision's MobileNetV2 has no array '{min(unused)}', this file does."
-        )
-    return layers
-
-
-CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray]], dict[str, list[np.ndarray]]]] = {
-    "mobilenet_v2.torchvision": torchvision_mobilenet_v2,
-}
 
 
 def _home() -> Path:
