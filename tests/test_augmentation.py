@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kerastune_ft.data.augmentation import Augmentation
+from kerastune_ft.data.augmentation import Augmentation, example_layers
 from kerastune_ft.recipe import Augment, RandAugment
 
 SIZE = (24, 20)
@@ -28,10 +29,10 @@ def key(seed, epoch, example):
     return tf.constant([seed, epoch, example], tf.int64)
 
 
-def changed(augment, seed=0, epoch=0, examples=range(8)):
+def changed(augment, seed=0, epoch=0, examples=range(8), originals=PICTURES):
     """Runs the augmentation inside tf.data, as training does, over the examples in that order."""
-    augmentation = Augmentation(augment, SIZE)
-    pictures = tf.constant(PICTURES)
+    augmentation = Augmentation(augment, SIZE, channels=originals.shape[-1])
+    pictures = tf.constant(originals)
     dataset = tf.data.Dataset.from_tensor_slices(list(examples)).map(
         lambda i: augmentation.example(
             pictures[i], tf.stack([tf.constant(seed, tf.int64), epoch, tf.cast(i, tf.int64)])
@@ -111,3 +112,47 @@ def test_mixed_labels_are_the_shares_of_the_pictures_mixed(augment):
     np.testing.assert_array_equal(np.asarray(images), np.asarray(again))
     other, _ = augmentation.batch(tf.constant(pictures), tf.constant(one_hot), key(0, 1, 0))
     assert not np.array_equal(np.asarray(images), np.asarray(other))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_takes_any_number_of_channels_and_stays_keyed(kind, channels):
+    originals = np.random.default_rng(1).uniform(0, 255, (8, *SIZE, channels)).astype("float32")
+    found = changed(KINDS[kind], originals=originals)
+    assert found.shape == originals.shape
+    assert found.dtype == np.float32
+    assert found.min() >= 0
+    assert found.max() <= 255
+    assert not np.array_equal(found, originals)
+    backward = changed(KINDS[kind], originals=originals, examples=[6, 3])
+    np.testing.assert_array_equal(found[[6, 3]], backward)
+
+
+@pytest.mark.parametrize(
+    "kind", ["horizontal_flip", "vertical_flip", "rotation", "zoom", "translation"]
+)
+def test_geometry_moves_all_channels_together(kind):
+    grey = PICTURES[..., :1]
+    alone = changed(KINDS[kind], originals=grey)
+    for channels in (2, 3, 5):
+        found = changed(KINDS[kind], originals=np.repeat(grey, channels, axis=-1))
+        np.testing.assert_array_equal(found, np.repeat(alone, channels, axis=-1))
+
+
+def test_rand_augment_leaves_out_the_colour_operation_alone_and_only_where_there_is_no_colour():
+    (colour,) = example_layers(Augment(rand_augment=RandAugment()), SIZE)
+    (grey,) = example_layers(Augment(rand_augment=RandAugment()), SIZE, channels=1)
+    known = keras.layers.RandAugment._AUGMENT_LAYERS
+    assert list(colour._AUGMENT_LAYERS) == list(known)
+    assert set(known) - set(grey._AUGMENT_LAYERS) == {"random_color_degeneration"}
+
+
+@pytest.mark.parametrize("augment", [Augment(mixup=0.4), Augment(cutmix=1.0)])
+def test_batches_of_any_channels_are_mixed_alike_in_each(augment):
+    pictures, labels = PICTURES[..., :1], np.eye(8, dtype="float32")
+    alone, shares = Augmentation(augment, SIZE, 1).batch(pictures, labels, key(0, 0, 0))
+    many = np.repeat(pictures, 4, axis=-1)
+    found, same = Augmentation(augment, SIZE, 4).batch(many, labels, key(0, 0, 0))
+    np.testing.assert_array_equal(same, shares)
+    np.testing.assert_array_equal(found, np.repeat(alone, 4, axis=-1))
+    assert not np.array_equal(found, many)

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kerastune_ft.data import images, inspection
+from kerastune_ft.data import Split, images, inspection
 from kerastune_ft.data.augmentation import Augmentation
 from kerastune_ft.data.tables import Arrays, Encoded, Files
 from kerastune_ft.errors import DataError
@@ -508,3 +508,363 @@ def test_the_stream_feeds_jax_too() -> None:
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=root)
+
+
+def test_three_channels_are_the_default_and_whole_numbers_as_the_decoder_gives_them() -> None:
+    """Of what is stored in 8 bits, what leaves is what TensorFlow or Pillow decodes, untouched."""
+    for data in KINDS.values():
+        look = inspection.inspect(data)
+        assert isinstance(look, inspection.Inspected)
+        assert look.channels is None
+        through_pillow = tf.constant(look.through_pillow)
+        found = images.decode(tf.constant(data), through_pillow, look.orientation)
+        assert found.dtype == tf.float32
+        assert np.array_equal(found, np.rint(found))
+        if not look.through_pillow:
+            raw = tf.io.decode_image(data, channels=3, expand_animations=False)
+            assert np.array_equal(found, raw)
+        named = images.decode_bytes(data, (10, 14), "pad", name="x", channels=3)
+        assert np.array_equal(named, images.decode_bytes(data, (10, 14), "pad", name="x"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_grey_is_the_luma_of_the_picture_as_pillow_has_it(kind: str) -> None:
+    """Pillow rounds to whole levels; whoever decodes, alpha is composited before."""
+    found = images.decode_bytes(KINDS[kind], (HEIGHT, WIDTH), name="x", channels=1)
+    assert found.shape == (HEIGHT, WIDTH, 1)
+    assert found.dtype == np.float32
+    colours = np.rint(_decoded(KINDS[kind])).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(colours).convert("L")).astype(float)
+    assert np.abs(found[..., 0] - expected).max() <= 0.5 + 1e-4
+    by_tensorflow = tf.image.rgb_to_grayscale(
+        colours.astype(np.float32)
+    )  # its weights sum to 0.9999
+    assert np.abs(found - by_tensorflow).max() <= (0.53 if "16 bit" in kind else 0.03)
+
+
+def test_a_grey_file_comes_out_as_it_is_stored() -> None:
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    picture = Image.fromarray(stored)
+    files = {f: _encode(picture, f) for f in ("PNG", "BMP", "TIFF", "PPM", "GIF")}
+    files["WEBP"] = _encode(picture, "WEBP", lossless=True)
+    files["PNG of RGB"] = _encode(picture.convert("RGB"), "PNG")
+    for data in files.values():
+        found = images.decode_bytes(data, (16, 16), name="x", channels=1)
+        assert np.array_equal(found[..., 0], stored)
+
+
+def test_16_bit_greyscale_keeps_its_levels_as_grey() -> None:
+    for kind in ("png 16 bit grey", "tiff 16 bit grey"):
+        found = images.decode_bytes(KINDS[kind], (HEIGHT, WIDTH), name="x", channels=1)
+        assert np.array_equal(found[..., 0], GREY16.astype(np.float32) / np.float32(257))
+
+
+def test_luma_of_grey_is_exact_and_within_the_range() -> None:
+    levels = np.concatenate([np.arange(256), np.nextafter(np.float32(255), [0])])
+    levels = levels.astype(np.float32)[:, None].repeat(3, axis=1)
+    for found in (inspection.grey(levels), inspection.grey(tf.constant(levels)).numpy()):
+        assert np.array_equal(found[:256, 0], np.arange(256))
+        assert found.max() <= 255
+    colours = np.eye(3, dtype=np.float32) * 255
+    assert inspection.grey(colours).ravel() == pytest.approx([76.245, 149.685, 29.07], abs=0.01)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured_in_grey(orientation: int) -> None:
+    for picture, format in (
+        (_photo(), "PNG"),
+        (_photo(), "TIFF"),
+        (Image.fromarray(GREY16), "PNG"),
+    ):
+        data = _encode(picture, format, exif=_exif(orientation))
+        size = (WIDTH, HEIGHT) if orientation > 4 else (HEIGHT, WIDTH)
+        found = images.decode_bytes(data, size, name="x", channels=1)
+        colours = images.decode_bytes(data, size, name="x")
+        assert np.abs(found - inspection.grey(colours)).max() <= 0.5 + 1e-4
+
+
+def _npy(values: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, values, version, allow_pickle=True)
+    return stream.getvalue()
+
+
+def _pixels(dtype: str, channels: int | None) -> np.ndarray:
+    largest = 65535 if dtype.endswith("u2") else 255
+    shape = (HEIGHT, WIDTH) if channels is None else (HEIGHT, WIDTH, channels)
+    return np.random.default_rng(1).uniform(0, largest, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<f4", ">f4", "<f8", ">f8"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_arrays_come_back_as_they_were_written(dtype: str, channels: int) -> None:
+    values = _pixels(dtype, channels)
+    expected = values.astype(np.float32) / (257 if dtype.endswith("u2") else 1)
+    for stored in (values, np.asfortranarray(values)):
+        for version in ((1, 0), (2, 0)):
+            data = _npy(stored, version)
+            look = inspection.inspect(data)
+            assert look == inspection.Inspected("NPY", True, 1, channels)
+            assert inspection.stored_channels(data) == channels
+            found = images.decode_bytes(data, (HEIGHT, WIDTH), name="x", channels=channels)
+            assert found.dtype == np.float32
+            assert np.array_equal(found, expected)
+
+
+def test_an_array_without_channels_is_grey() -> None:
+    flat = _npy(_pixels("u1", None))
+    assert inspection.stored_channels(flat) == 1
+    grey = images.decode_bytes(flat, (HEIGHT, WIDTH), name="x", channels=1)
+    assert np.array_equal(grey[..., 0], _pixels("u1", None))
+    for data in (flat, _npy(_pixels("u1", None)[..., None])):
+        found = images.decode_bytes(data, (HEIGHT, WIDTH), name="x")
+        assert np.array_equal(found, grey.repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_an_rgb_array_gives_grey_by_its_luma(dtype: str) -> None:
+    data = _npy(_pixels(dtype, 3))
+    colours = images.decode_bytes(data, (HEIGHT, WIDTH), name="x")
+    found = images.decode_bytes(data, (HEIGHT, WIDTH), name="x", channels=1)
+    assert np.array_equal(found, inspection.grey(colours))
+
+
+def test_an_array_of_a_photo_gives_what_the_photo_gives() -> None:
+    photo = np.asarray(_photo())
+    for channels in (1, 3):
+        for size in ((10, 30), (40, 20)):
+            a, b = (
+                images.decode_bytes(data, size, "crop", name="x", channels=channels)
+                for data in (_npy(photo), KINDS["png"])
+            )
+            assert np.array_equal(a, b)
+
+
+def _with_header(shape: tuple[int, ...], behind: bytes = b"", descr: str = "|u1") -> bytes:
+    stream = io.BytesIO()
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue() + behind
+
+
+def _one_value(value: float) -> bytes:
+    values = _pixels("f4", 4)
+    values[3, 4, 1] = value
+    return _npy(values)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "said"),
+    [
+        (_npy(_pixels("u1", 4))[:-1], "truncated", "1 bytes are missing"),
+        (_npy(_pixels("u1", 4))[:40], "truncated", "EOF"),
+        (_npy(_pixels("u1", 4))[:7], "truncated", "EOF"),
+        (_npy(_pixels("u1", 4)) + b"xy", "unreadable", "2 bytes follow the array"),
+        (_one_value(np.nan), "unreadable", "nan"),
+        (_one_value(np.inf), "unreadable", "to inf"),
+        (_one_value(-0.5), "unreadable", "values from -0.5 to"),
+        (_one_value(255.5), "unreadable", "to 255.5; floats must be in 0..255"),
+        (_npy(_pixels("i4", 4)), "unsupported_format", "array of int32"),
+        (_npy(_pixels("f2", 4)), "unsupported_format", "array of float16"),
+        (_npy(np.zeros((4, 4), bool)), "unsupported_format", "array of bool"),
+        (_npy(np.zeros((4, 4), "u1,u2")), "unsupported_format", "array of void"),
+        (_npy(np.zeros((4, 4), "u1,u2"), (3, 0)), "unreadable", "version 3.0"),
+        (_npy(np.zeros(16, "u1")), "unsupported_format", r"shape \(16,\)"),
+        (_npy(np.zeros((2, 4, 4, 3), "u1")), "unsupported_format", r"\(2, 4, 4, 3\)"),
+        (_npy(np.zeros((4, 0, 3), "u1")), "unsupported_format", r"\(4, 0, 3\)"),
+        (_with_header((-4, -4, 3), bytes(48)), "unsupported_format", r"\(-4, -4, 3\)"),
+        (_with_header((10_000, 10_000, 4)), "too_large", "10,000 x 10,000 x 4"),
+        (_with_header((10, 10, 10**15)), "too_large", "1,000,000,000,000,000"),
+        (_with_header((9_000, 9_000, 3), bytes(9)), "truncated", "242,999,991 bytes are missing"),
+        (_with_header((4, 4), bytes(16)).replace(b"shape", b"shake"), "unreadable", "keys"),
+        (b"\x93NUMPY\x01\x00\x60\xea" + b"(" * 60_000, "unreadable", "."),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_told_apart(data: bytes, kind: str, said: str) -> None:
+    look = inspection.inspect(data)
+    assert isinstance(look, inspection.Unusable)
+    assert (look.kind, look.is_picture) == (kind, True)
+    with pytest.raises(DataError, match=rf"(?s)bad\.npy: cannot be read .*{kind}.*{said}"):
+        images.decode_bytes(data, (8, 8), name="bad.npy", channels=4)
+    with pytest.raises(ValueError, match=rf"(?s).*{said}"):
+        inspection.decode(data, 4)
+
+
+class _Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_an_array_of_objects_is_refused_and_never_unpickled(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    data = _npy(np.asarray([[_Trap(sprung)] * 4] * 4, object))
+    look = inspection.inspect(data)
+    assert isinstance(look, inspection.Unusable)
+    assert look.kind == "unsupported_format"
+    assert "object" in look.detail
+    with pytest.raises(ValueError, match="object"):
+        inspection.decode(data, 1)
+    inspection.stored_channels(data)
+    assert not sprung.exists()
+    np.load(io.BytesIO(data), allow_pickle=True)  # the trap does work
+    assert sprung.exists()
+
+
+def test_damaged_arrays_are_either_told_apart_or_pictures() -> None:
+    generator = np.random.default_rng(0)
+    whole = _npy(_pixels("f4", 4))
+    survivors = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in generator.integers(6, 160, 2):
+            data[place] = generator.integers(256)
+        look = inspection.inspect(bytes(data))
+        if isinstance(look, inspection.Inspected) and look.channels is not None:
+            survivors += 1
+            found = inspection.decode(bytes(data), look.channels)
+            assert 0 <= found.min() <= found.max() <= 255
+    assert 0 < survivors < 300
+
+
+def test_an_array_is_known_by_its_content_and_called_npy(tmp_path: Path) -> None:
+    assert inspection.has_picture_extension("a.NPY")
+    assert inspection.extension_fits("a.npy", "NPY")
+    assert not inspection.extension_fits("a.png", "NPY")
+    assert not inspection.extension_fits("a.npy", "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(_npy(_pixels("u1", 3)))
+    found = images.decode_file(path, (HEIGHT, WIDTH))
+    assert np.array_equal(found, _pixels("u1", 3))
+
+
+@pytest.mark.parametrize(
+    ("data", "channels", "said"),
+    [
+        (KINDS["jpeg"], 4, r"'x' \(a picture of 1 or 3 channels\): .*: 4; set .* to 3 or 1, or "),
+        (KINDS["png alpha"], 4, r"give \.npy files of shape \(height, width, 4\)"),
+        (KINDS["tiff"], 2, r"backbone\.channels: 2"),
+        (_npy(_pixels("u1", 5)), 3, r"\(5 channels\): .* set .* to 5, or give pictures or \.npy"),
+        (_npy(_pixels("u1", 5)), 1, r"\(5 channels\)"),
+        (_npy(_pixels("u1", 3)), 4, r"\(3 channels\): .*: 4; set backbone\.channels to 3, or"),
+        (_npy(_pixels("u1", None)), 2, r"\(1 channel\)"),
+    ],
+)
+def test_channels_that_a_picture_lacks_are_refused(data: bytes, channels: int, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        images.decode_bytes(data, (8, 8), name="x", channels=channels)
+    with pytest.raises(ValueError, match="cannot be read"):
+        inspection.decode(data, channels)
+
+
+def _content(files: list[bytes], folder: Path | None = None) -> Files | Encoded:
+    looks = [inspection.inspect(data) for data in files]
+    facts = (
+        np.asarray([look.orientation for look in looks], np.uint8),
+        np.asarray([look.through_pillow for look in looks], bool),
+    )
+    if folder is None:
+        return Encoded(tuple(files), *facts)
+    paths = [folder / f"{number}.npy" for number in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    return Files(tuple(str(path) for path in paths), *facts)
+
+
+def _split(content: Files | Encoded | Arrays, name: str = "train") -> Split:
+    names = tuple(f"{name}/{number}" for number in range(len(content)))
+    return Split(name, names, np.zeros(len(content), np.int32), content)
+
+
+def test_pictures_of_other_channels_are_found_before_training(tmp_path: Path) -> None:
+    four, three, jpeg = _npy(_pixels("u1", 4)), _npy(_pixels("f4", 3)), KINDS["jpeg"]
+    for folder in (None, tmp_path):
+        images.check_channels([_split(_content([four] * 3, folder))], 4)
+        mixed = _content([four, three, jpeg], folder)
+        with pytest.raises(DataError) as caught:
+            images.check_channels([_split(_content([jpeg, three])), _split(mixed, "test")], 4)
+        said = str(caught.value)
+        for place in ("'train/0' (a picture", "'train/1' (3 c", "'test/1' (3 c", "'test/2' (a "):
+            assert place in said
+        assert "'test/0'" not in said
+        for channels in (1, 3):
+            with pytest.raises(DataError, match=r"^'train/0' \(4 channels\): .* to 4, or"):
+                images.check_channels([_split(mixed)], channels)
+
+
+def test_many_wrong_pictures_are_counted() -> None:
+    content = _content([_npy(_pixels("u1", 4))] * 12)
+    with pytest.raises(DataError, match=r"'train/4' \(4 channels\) and 7 more: "):
+        images.check_channels([_split(content)], 3)
+
+
+def test_an_array_that_is_gone_is_named_when_channels_are_checked(tmp_path: Path) -> None:
+    content = _content([_npy(_pixels("u1", 4))], tmp_path)
+    assert isinstance(content, Files)
+    Path(content.paths[0]).unlink()
+    with pytest.raises(DataError, match=r"train/0: .*No such file"):
+        images.check_channels([_split(content)], 4)
+
+
+@pytest.mark.parametrize(("stored", "fits"), [(None, (1, 3)), (1, (1, 3)), (3, (1, 3)), (4, (4,))])
+def test_arrays_in_memory_are_checked_too(stored: int | None, fits: tuple[int, ...]) -> None:
+    content = Arrays(np.ones((5, 4, 6) if stored is None else (5, 4, 6, stored), np.uint8))
+    for channels in (1, 2, 3, 4):
+        options = {"image_size": (4, 6), "batch_size": 5, "num_classes": 1, "channels": channels}
+        if channels in fits:
+            images.check_channels([_split(content)], channels)
+            ((found, _),) = images.dataset(content, np.zeros(5, int), **options)
+            assert found.shape == (5, 4, 6, channels)
+            assert np.array_equal(found, np.ones_like(found))
+        else:
+            with pytest.raises(DataError, match="'train/0'"):
+                images.check_channels([_split(content)], channels)
+            with pytest.raises(DataError, match="'picture 0'"):
+                images.dataset(content, np.zeros(5, int), **options)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_batches_of_any_channels_are_those_of_single_pictures(
+    channels: int, tmp_path: Path
+) -> None:
+    """From files and from memory, in a rectangular size, augmented, in the order of the seed."""
+    generator = np.random.default_rng(0)
+    files = [
+        _npy(generator.integers(0, 256, (*generator.integers(4, 40, 2), channels), np.uint8))
+        for _ in range(N)
+    ]
+    if channels in (1, 3):
+        files[2:2] = [KINDS["jpeg"], KINDS["png 16 bit grey"], KINDS["webp alpha"]]
+    n, size = len(files), (9, 14)
+    options = {
+        "image_size": size, "batch_size": 4, "num_classes": 1, "channels": channels, "seed": 5,
+        "shuffle": True, "epochs": range(1, 3), "resize": "pad",
+    }  # fmt: skip
+    alone = np.stack(
+        [images.decode_bytes(f, size, "pad", name="x", channels=channels) for f in files]
+    )
+    augment = Augmentation(Augment(horizontal_flip=True, zoom=0.2, mixup=0.2), size, channels)
+    changed = []
+    for content in (_content(files), _content(files, tmp_path)):
+        stream = images.dataset(content, np.zeros(n, int), **options)
+        assert stream.element_spec[0].shape.as_list() == [None, *size, channels]
+        found = np.concatenate([pictures for pictures, _ in stream])
+        orders = np.concatenate([images.order(n, 5, epoch) for epoch in (1, 2)])
+        assert np.array_equal(found, alone[orders])
+        stream = images.dataset(content, np.zeros(n, int), **options, augment=augment)
+        changed.append(np.concatenate([pictures for pictures, _ in stream]))
+    assert np.array_equal(*changed)
+    assert not np.array_equal(changed[0], found)
+
+
+@pytest.mark.parametrize("how", ["squash", "crop", "pad"])
+def test_each_channel_is_resized_as_if_it_were_alone(how: images.Resize) -> None:
+    pixels = _pixels("u1", 5)
+    found = images.resize(pixels, (10, 20), how, channels=5).numpy()
+    for channel in range(5):
+        alone = images.resize(pixels[..., channel : channel + 1], (10, 20), how, channels=1)
+        assert np.allclose(found[..., channel], alone[..., 0], atol=1e-4)

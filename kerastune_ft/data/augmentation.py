@@ -5,6 +5,10 @@ example gets would depend on what was drawn before it; here the generator is rep
 hands out keys derived from the example, and any epoch can be replayed from its number alone.
 MixUp and CutMix mix a batch and are keyed by (seed, epoch, step).
 
+All of them take any number of channels, but for one: the colour operation of RandAugment, a mix
+with the picture's grey, is left off its list where there are other than 3. Contrast, equalisation
+and the like treat each channel alone, brightness moves all of them alike.
+
     augmentation = Augmentation(recipe.data.augmentation, image_size=(160, 160))
     image = augmentation.example(image, key)            # key: int64 (3,): seed, epoch, index
     images, labels = augmentation.batch(images, labels, key)      # seed, epoch, step
@@ -18,7 +22,7 @@ import keras
 import tensorflow as tf
 
 if TYPE_CHECKING:
-    from kerastune_ft.recipe import Augment
+    from kerastune_ft.recipe import Augment, RandAugment
 
 _VALUE_RANGE = (0.0, 255.0)
 
@@ -48,12 +52,15 @@ class KeyedSeeds(keras.random.SeedGenerator):
         return tf.cast(tf.bitwise.bitwise_and(folded, 0x7FFFFFFF), tf.int32)
 
 
-def example_layers(augment: Augment, image_size: tuple[int, int]) -> list[keras.layers.Layer]:
+def example_layers(
+    augment: Augment, image_size: tuple[int, int], channels: int = 3
+) -> list[keras.layers.Layer]:
     """Returns the Keras layers that change one picture at a time, in the order they are applied.
 
     Args:
         augment: What the recipe asks for; anything at 0 or off adds no layer.
         image_size: Height and width of the pictures, in pixels.
+        channels: Of the pictures.
     """
     layers = keras.layers
     flips = {
@@ -76,14 +83,7 @@ def example_layers(augment: Augment, image_size: tuple[int, int]) -> list[keras.
     if augment.brightness:
         made.append(layers.RandomBrightness(augment.brightness, value_range=_VALUE_RANGE, seed=0))
     if augment.rand_augment:
-        made.append(
-            layers.RandAugment(
-                value_range=_VALUE_RANGE,
-                num_ops=augment.rand_augment.num_ops,
-                factor=augment.rand_augment.factor,
-                seed=0,
-            )
-        )
+        made.append(_rand_augment(augment.rand_augment, channels))
     if augment.random_erasing:
         made.append(
             layers.RandomErasing(
@@ -91,8 +91,19 @@ def example_layers(augment: Augment, image_size: tuple[int, int]) -> list[keras.
             )
         )
     for layer in made:
-        layer.build((None, *image_size, 3))
+        layer.build((None, *image_size, channels))
     return made
+
+
+def _rand_augment(settings: RandAugment, channels: int) -> keras.layers.Layer:
+    layer = keras.layers.RandAugment(
+        value_range=_VALUE_RANGE, num_ops=settings.num_ops, factor=settings.factor, seed=0
+    )
+    if channels != 3:  # Keras's own list, without what raises on other than RGB
+        operations = list(layer._AUGMENT_LAYERS)
+        operations.remove("random_color_degeneration")
+        layer._AUGMENT_LAYERS = operations
+    return layer
 
 
 def batch_layers(augment: Augment) -> list[keras.layers.Layer]:
@@ -106,17 +117,18 @@ def batch_layers(augment: Augment) -> list[keras.layers.Layer]:
 
 
 class Augmentation:
-    """Applies a recipe's augmentation to pictures `float32 (height, width, 3)` in 0..255.
+    """Applies a recipe's augmentation to pictures `float32 (height, width, channels)` in 0..255.
 
     Args:
         augment: The recipe's settings.
         image_size: Height and width of the pictures, in pixels.
+        channels: Of the pictures.
     """
 
-    def __init__(self, augment: Augment, image_size: tuple[int, int]) -> None:
+    def __init__(self, augment: Augment, image_size: tuple[int, int], channels: int = 3) -> None:
         self._seeds = KeyedSeeds()
-        self._image_size = image_size
-        self._example_layers = example_layers(augment, image_size)
+        self._shape = (*image_size, channels)
+        self._example_layers = example_layers(augment, image_size, channels)
         self._batch_layers = batch_layers(augment)
         for layer in [*self._example_layers, *self._batch_layers]:
             _draw_from(layer, self._seeds)
@@ -125,13 +137,13 @@ class Augmentation:
         """Returns the changed picture, same shape, `float32` in 0..255.
 
         Args:
-            image: `float32 (height, width, 3)` in 0..255.
+            image: `float32 (height, width, channels)` in 0..255.
             key: `int64 (3,)`: seed, epoch, number of the example in its table.
         """
         if not self._example_layers:
             return image
         self._seeds.restart(key)
-        images = tf.ensure_shape(image, (*self._image_size, 3))[None]
+        images = tf.ensure_shape(image, self._shape)[None]
         for layer in self._example_layers:
             images = layer(images, training=True)
         return tf.clip_by_value(tf.cast(images[0], tf.float32), *_VALUE_RANGE)
@@ -142,7 +154,7 @@ class Augmentation:
         """Returns mixed pictures and labels.
 
         Args:
-            images: `float32 (batch, height, width, 3)` in 0..255.
+            images: `float32 (batch, height, width, channels)` in 0..255.
             labels: `float32 (batch, outputs)`, one-hot or any numbers. They are mixed by the shares
                 of the pictures, CutMix's by area.
             key: `int64 (3,)`: seed, epoch, number of the batch in the epoch.

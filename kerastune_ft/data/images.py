@@ -1,6 +1,7 @@
 """Pictures as `tf.data` batches: decode, turn, resize, augment - never normalise.
 
-Every picture leaves as `float32` RGB in 0..255; scaling belongs to the model. The order of examples
+Every picture leaves as `float32` in 0..255, RGB unless other channels are asked for: 1 is grey, any
+other number is read from `.npy` files. Scaling belongs to the model. The order of examples
 is `order(n, seed, epoch)` and an augmentation's key is (seed, epoch, example), so that any step of
 any epoch can be produced without having produced those before it.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -28,6 +29,8 @@ from kerastune_ft.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from kerastune_ft.data import Split
+
 Resize = Literal["squash", "crop", "pad"]
 Tensor: TypeAlias = Any  # TensorFlow ships no types
 
@@ -36,7 +39,7 @@ class Augment(Protocol):
     """Changes pictures at random, but as a function of a key alone."""
 
     def example(self, image: Tensor, key: Tensor) -> Tensor:
-        """Changes one `float32 (height, width, 3)`; `key` is (seed, epoch, example)."""
+        """Changes one `float32 (height, width, channels)`; `key` is (seed, epoch, example)."""
 
     def batch(self, images: Tensor, labels: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Changes a batch and its labels, `float32`, 2-D; `key` is (seed, epoch, step)."""
@@ -52,33 +55,40 @@ def steps(n: int, batch_size: int) -> int:
     return math.ceil(n / batch_size)
 
 
-def decode(data: Tensor, through_pillow: Tensor, orientation: Tensor) -> Tensor:
+def decode(data: Tensor, through_pillow: Tensor, orientation: Tensor, channels: int = 3) -> Tensor:
     """Decodes a picture and turns it upright, inside a graph or outside.
 
     Args:
         data: Scalar string: a whole picture file that `inspection.inspect` found usable.
         through_pillow: Scalar bool, from the inspection.
         orientation: Scalar integer 1..8, from the inspection.
+        channels: 3 for RGB, 1 for grey (`inspection.grey`); others are in `.npy` files only.
 
     Returns:
-        `uint8 (height, width, 3)`, RGB.
+        `float32 (height, width, channels)` in 0..255.
     """
 
     def by_tensorflow() -> Tensor:
-        return tf.io.decode_image(data, channels=3, expand_animations=False)
+        # Of its own accord TensorFlow makes grey by other weights for every format.
+        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+        image = upright(tf.ensure_shape(image, (None, None, 3)), orientation)
+        return _with_channels(tf.cast(image, tf.float32), 3, channels)
 
-    def pixels(raw: Any) -> NDArray[np.uint8]:  # bytes in a graph, an array outside of one
-        return inspection.decode_with_pillow(np.asarray(raw, object).item())
+    def pixels(raw: Any) -> NDArray[np.float32]:  # bytes in a graph, an array outside of one
+        return inspection.decode(np.asarray(raw, object).item(), channels)
 
-    def by_pillow() -> Tensor:
-        return tf.numpy_function(pixels, [data], tf.uint8)
+    def by_pillow() -> Tensor:  # which turns the picture itself
+        return tf.numpy_function(pixels, [data], tf.float32)
 
-    image = tf.cond(through_pillow, by_pillow, by_tensorflow)
-    return upright(tf.ensure_shape(image, (None, None, 3)), orientation)
+    if channels in inspection.COLOURS:
+        image = tf.cond(through_pillow, by_pillow, by_tensorflow)
+    else:
+        image = by_pillow()
+    return tf.ensure_shape(image, (None, None, channels))
 
 
 def upright(image: Tensor, orientation: Tensor) -> Tensor:
-    """Turns a picture `(height, width, 3)` that was stored under an EXIF orientation 1..8."""
+    """Turns a picture `(height, width, channels)` stored under an EXIF orientation 1..8."""
 
     def transposed() -> Tensor:
         return tf.transpose(image, (1, 0, 2))
@@ -96,20 +106,23 @@ def upright(image: Tensor, orientation: Tensor) -> Tensor:
     return tf.switch_case(tf.cast(orientation, tf.int32) - 1, turns)
 
 
-def resize(image: Tensor, image_size: tuple[int, int], how: Resize = "squash") -> Tensor:
-    """Brings a picture `(height, width, 3)` in 0..255 to a size; untouched if it has that size.
+def resize(
+    image: Tensor, image_size: tuple[int, int], how: Resize = "squash", channels: int = 3
+) -> Tensor:
+    """Brings a picture `(height, width, channels)` to a size; untouched if it has that size.
 
     Bilinear, with antialiasing where it shrinks. That costs about 1 ms a photograph on a CPU, and
     without it fine patterns of large photographs turn into noise that no weights were trained on.
 
     Args:
-        image: Any number type.
+        image: In 0..255, of any number type.
         image_size: Height and width wanted, in pixels.
         how: `squash` changes the proportions; `crop` cuts the longer side off evenly; `pad` fits
             the whole picture and fills up with black, as Keras's `pad_to_aspect_ratio` does.
+        channels: Of the picture.
 
     Returns:
-        `float32 (height, width, 3)` in 0..255.
+        `float32 (height, width, channels)` in 0..255.
     """
     height, width = image_size
     image = tf.cast(image, tf.float32)
@@ -129,11 +142,16 @@ def resize(image: Tensor, image_size: tuple[int, int], how: Resize = "squash") -
         before = (tf.constant([height, width]) - target) // 2
         after = tf.constant([height, width]) - target - before
         image = tf.pad(image, [[before[0], after[0]], [before[1], after[1]], [0, 0]])
-    return tf.ensure_shape(image, (height, width, 3))
+    return tf.ensure_shape(image, (height, width, channels))
 
 
 def decode_bytes(
-    data: bytes, image_size: tuple[int, int], resize_how: Resize = "squash", *, name: str
+    data: bytes,
+    image_size: tuple[int, int],
+    resize_how: Resize = "squash",
+    *,
+    name: str,
+    channels: int = 3,
 ) -> NDArray[np.float32]:
     """Decodes and resizes one picture exactly as training does.
 
@@ -142,31 +160,52 @@ def decode_bytes(
         image_size: Height and width wanted, in pixels.
         resize_how: As for `resize`.
         name: What an error calls the picture.
+        channels: As for `decode`.
 
     Returns:
-        `float32 (height, width, 3)`, RGB in 0..255.
+        `float32 (height, width, channels)`, RGB if there are 3, in 0..255.
 
     Raises:
-        DataError: If it is no picture that can be read.
+        DataError: If it is no picture that can be read, or not with so many channels.
     """
     found = inspection.inspect_all([data])[0]
     if isinstance(found, inspection.Unusable):
         raise _cannot_be_read(name, found)
+    if not inspection.gives(found.channels, channels):
+        raise _wrong_channels([(name, found.channels)], channels)
     with tf.device("/CPU:0"):
-        image = decode(tf.constant(data), tf.constant(found.through_pillow), found.orientation)
-        return np.asarray(resize(image, image_size, resize_how))
+        through_pillow = tf.constant(found.through_pillow)
+        image = decode(tf.constant(data), through_pillow, found.orientation, channels)
+        return np.asarray(resize(image, image_size, resize_how, channels))
 
 
 def decode_file(
-    path: Path, image_size: tuple[int, int], resize_how: Resize = "squash"
+    path: Path, image_size: tuple[int, int], resize_how: Resize = "squash", *, channels: int = 3
 ) -> NDArray[np.float32]:
     """Reads one picture file as `decode_bytes` does; errors name the file."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        unusable = inspection.Unusable("unreadable", error.strerror or str(error))
-        raise _cannot_be_read(str(path), unusable) from error
-    return decode_bytes(data, image_size, resize_how, name=str(path))
+        raise _cannot_be_opened(str(path), error) from error
+    return decode_bytes(data, image_size, resize_how, name=str(path), channels=channels)
+
+
+def check_channels(splits: Iterable[Split], channels: int) -> None:
+    """Raises `DataError` if there are pictures that cannot be read with so many channels.
+
+    Reads no more than the first bytes of files, and only of those that TensorFlow does not decode.
+
+    Args:
+        splits: Of pictures; the error names them as the split does.
+        channels: What the network takes.
+    """
+    wrong = [
+        (split.names[row], stored)
+        for split in splits
+        for row, stored in _misfits(split.names, split.content, channels)
+    ]
+    if wrong:
+        raise _wrong_channels(wrong, channels)
 
 
 def dataset(
@@ -176,6 +215,7 @@ def dataset(
     image_size: tuple[int, int],
     batch_size: int,
     num_classes: int,
+    channels: int = 3,
     resize: Resize = "squash",
     seed: int = 0,
     shuffle: bool = False,
@@ -197,6 +237,7 @@ def dataset(
         image_size: Height and width, in pixels.
         batch_size: Examples per batch.
         num_classes: Width of the labels: the classes, or the outputs of 2-D labels.
+        channels: 3 for RGB, 1 for grey (`inspection.grey`); others only of arrays and `.npy` files.
         resize: How pictures of another shape are brought to `image_size`.
         seed: Of the order, and first part of the keys for `augment`.
         shuffle: Whether an epoch goes by `order(n, seed, epoch)`; else by the table.
@@ -207,14 +248,21 @@ def dataset(
         first_step: Batches of the first epoch to leave out, without decoding them.
 
     Returns:
-        Batches of images `float32 (batch, height, width, 3)` RGB in 0..255, labels
+        Batches of images `float32 (batch, height, width, channels)` in 0..255, labels
         `float32 (batch, num_classes)` and, with `class_weights`, weights `float32 (batch,)`.
+
+    Raises:
+        DataError: If there are pictures that cannot be read with so many channels.
     """
     epochs = range(1) if epochs is None else epochs
     n, per_epoch = len(content), steps(len(content), batch_size)
+    shape = (*image_size, channels)
+    names = content.paths if isinstance(content, Files) else [f"picture {i}" for i in range(n)]
+    if wrong := [(names[row], stored) for row, stored in _misfits(names, content, channels)]:
+        raise _wrong_channels(wrong, channels)
     assert class_weights is None or np.ndim(labels) == 1, "only classes have weights"
     with tf.device("/CPU:0"):  # tf.data runs there; a table on the GPU would travel back
-        read = _reader(content)
+        read = _reader(content, channels)
         label_of = _labeller(labels, n, num_classes)
         weights = tf.constant(
             np.asarray(1.0 if class_weights is None else class_weights, "float32")
@@ -224,15 +272,15 @@ def dataset(
         epoch, index = turn[0], turn[1]
 
         def picture() -> Tensor:
-            image = _resize(read(index), image_size, resize)
+            image = _resize(read(index), image_size, resize, channels)
             if augment is not None:
                 image = augment.example(image, tf.stack([tf.cast(seed, tf.int64), epoch, index]))
             return image
 
         # A filler only completes the last batch of an epoch; `finish` cuts it off.
-        image = tf.cond(index < 0, lambda: tf.zeros((*image_size, 3)), picture)
+        image = tf.cond(index < 0, lambda: tf.zeros(shape), picture)
         label = label_of(tf.maximum(index, 0))
-        return tf.ensure_shape(image, (*image_size, 3)), label, turn
+        return tf.ensure_shape(image, shape), label, turn
 
     def finish(images: Tensor, targets: Tensor, turns: Tensor) -> tuple[Tensor, ...]:
         real = tf.reduce_sum(tf.cast(turns[:, 1] >= 0, tf.int32))
@@ -240,7 +288,7 @@ def dataset(
         if augment is not None:
             key = tf.stack([tf.cast(seed, tf.int64), turns[0, 0], turns[0, 2]])
             images, targets = augment.batch(images, targets, key)
-            images = tf.ensure_shape(images, (None, *image_size, 3))
+            images = tf.ensure_shape(images, (None, *shape))
         if class_weights is None:
             return images, targets
         return images, targets, tf.linalg.matvec(targets, weights)
@@ -293,10 +341,10 @@ def _turns(n: int, batch_size: int, epochs: range, seed: int | None) -> tf.data.
     return tf.data.Dataset.range(epochs.start, epochs.stop, epochs.step).flat_map(rows)
 
 
-def _reader(content: Content) -> Callable[[Tensor], Tensor]:
-    """Returns a graph function from an example's number to its picture, `(height, width, 3)`."""
+def _reader(content: Content, channels: int) -> Callable[[Tensor], Tensor]:
+    """Returns a graph function from an example's number to its picture, `(height, width, c)`."""
     if isinstance(content, Arrays):
-        return _array_reader(content)
+        return _array_reader(content, channels)
     through_pillow = tf.constant(content.through_pillow)
     orientations = tf.constant(content.orientations)
     if isinstance(content, Files):
@@ -311,23 +359,48 @@ def _reader(content: Content) -> Callable[[Tensor], Tensor]:
             return tf.numpy_function(lambda i: content.data[i], [index], tf.string)
 
     def decoded(index: Tensor) -> Tensor:
-        return decode(read(index), through_pillow[index], orientations[index])
+        return decode(read(index), through_pillow[index], orientations[index], channels)
 
     return decoded
 
 
-def _array_reader(content: Arrays) -> Callable[[Tensor], Tensor]:
+def _array_reader(content: Arrays, channels: int) -> Callable[[Tensor], Tensor]:
     values = content.values if content.values.ndim == 4 else content.values[..., None]
     assert values.dtype in (np.uint8, np.uint16), values.dtype
-    assert values.shape[-1] in (1, 3), values.shape
     table = tf.constant(values)
     unit = 1.0 if values.dtype == np.uint8 else 257.0
 
     def read(index: Tensor) -> Tensor:
         image = tf.cast(table[index], tf.float32) / unit
-        return tf.broadcast_to(image, (*values.shape[1:3], 3))
+        return _with_channels(image, values.shape[-1], channels)
 
     return read
+
+
+def _with_channels(image: Tensor, stored: int, channels: int) -> Tensor:
+    if stored == channels:
+        return image
+    return tf.repeat(image, 3, axis=2) if stored == 1 else inspection.grey(image)
+
+
+def _misfits(names: Sequence[str], content: Content, channels: int) -> list[tuple[int, int | None]]:
+    """Returns the row and the stored channels of each picture that does not give `channels`."""
+    if isinstance(content, Arrays):
+        stored = content.values.shape[3] if content.values.ndim == 4 else 1
+        fit = inspection.gives(stored, channels)
+        return [] if fit else [(row, stored) for row in range(len(content))]
+    wrong: list[tuple[int, int | None]] = []
+    for row, through_pillow in enumerate(content.through_pillow.tolist()):
+        found = None
+        if through_pillow:
+            picture = Path(content.paths[row]) if isinstance(content, Files) else content.data[row]
+            try:
+                found = inspection.stored_channels(picture)
+            except (OSError, ValueError) as error:
+                raise _cannot_be_opened(names[row], error) from error
+        if not inspection.gives(found, channels):
+            wrong.append((row, found))
+    return wrong
 
 
 def _bilinear(image: Tensor, shape: Tensor, target: Tensor) -> Tensor:
@@ -366,7 +439,28 @@ def _cannot_be_read(name: str, found: inspection.Unusable) -> DataError:
     )
 
 
+def _cannot_be_opened(name: str, error: Exception) -> DataError:
+    said = error.strerror if isinstance(error, OSError) else None
+    return _cannot_be_read(name, inspection.Unusable("unreadable", said or str(error)))
+
+
+def _wrong_channels(wrong: Sequence[tuple[str, int | None]], channels: int) -> DataError:
+    """Returns the error for pictures, each with its name and the channels it stores."""
+    stores = {None: "a picture of 1 or 3 channels", 1: "1 channel"}
+    shown = [f"'{name}' ({stores.get(n, f'{n} channels')})" for name, n in wrong[:5]]
+    more = f" and {len(wrong) - 5:,} more" if len(wrong) > 5 else ""
+    ways = []
+    if len(kinds := {stored for _, stored in wrong}) == 1:
+        ways.append(f"set backbone.channels to {kinds.pop() or '3 or 1'}")
+    either = "pictures or " if channels in inspection.COLOURS else ""
+    ways.append(f"give {either}.npy files of shape (height, width, {channels})")
+    return DataError(
+        f"{', '.join(shown)}{more}: cannot be read with backbone.channels: {channels}; "
+        f"{', or '.join(ways)}."
+    )
+
+
 __all__ = [
-    "Arrays", "Augment", "Encoded", "Files", "Resize", "dataset", "decode", "decode_bytes",
-    "decode_file", "order", "resize", "steps", "upright",
+    "Arrays", "Augment", "Encoded", "Files", "Resize", "check_channels", "dataset", "decode",
+    "decode_bytes", "decode_file", "order", "resize", "steps", "upright",
 ]  # fmt: skip

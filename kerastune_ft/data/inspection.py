@@ -5,24 +5,29 @@ Python. Measured against Pillow (tensorflow 2.21): 16-bit greyscale loses its lo
 palette BMP shows palette numbers, alpha is dropped instead of composited, and 1-bit BMP, WebP with
 alpha or animation, TIFF and the rest fail. Those pictures go through Pillow.
 
-    inspection.inspect(Path("a.jpg"))     # Inspected(...), or Unusable("truncated", "...")
-    inspection.decode_with_pillow(data)   # uint8 (height, width, 3)
+Pictures with other channels than RGB or grey are NumPy's `.npy` files, `(height, width, channels)`
+or `(height, width)`: `uint8`, `uint16` over its whole range, or floats in 0..255.
 
-Refused: pictures above `MAX_PIXELS`, formats whose reader starts another program (EPS, WMF), and
-pixels without a fixed range (32-bit integers, floats).
+    inspection.inspect(Path("a.jpg"))     # Inspected(...), or Unusable("truncated", "...")
+    inspection.decode(data, channels=1)   # float32 (height, width, 1)
+
+Refused: pictures above `MAX_PIXELS`, formats whose reader starts another program (EPS, WMF),
+pixels without a fixed range (32-bit integers, floats in TIFF), arrays of Python objects, and arrays
+with NaN or with values outside 0..255.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +37,7 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 FORMATS = (
     "JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO",
-    "PCX", "QOI", "SGI", "TGA",
+    "PCX", "QOI", "SGI", "TGA", "NPY",
 )  # fmt: skip
 _EXTENSIONS = {
     ".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".jpe": ("JPEG", "MPO"),
@@ -40,12 +45,19 @@ _EXTENSIONS = {
     ".gif": ("GIF",), ".bmp": ("BMP",), ".dib": ("BMP", "DIB"), ".webp": ("WEBP",),
     ".tif": ("TIFF",), ".tiff": ("TIFF",), ".avif": ("AVIF",), ".jp2": ("JPEG2000",),
     ".ppm": ("PPM",), ".pgm": ("PPM",), ".pbm": ("PPM",), ".ico": ("ICO",), ".pcx": ("PCX",),
-    ".qoi": ("QOI",), ".sgi": ("SGI",), ".tga": ("TGA",),
+    ".qoi": ("QOI",), ".sgi": ("SGI",), ".tga": ("TGA",), ".npy": ("NPY",),
 }  # fmt: skip
 # What people call pictures although nothing here reads them: losing one must be said aloud.
 _OTHER_PICTURES = frozenset(
     {".heic", ".heif", ".jxl", ".svg", ".eps", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw"}
 )
+# What any picture can be read with, whatever it stores.
+COLOURS = (1, 3)
+_ARRAY_TYPES = ("uint8", "uint16", "float32", "float64")
+_ARRAY_HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, Any]]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,14 +75,17 @@ class Inspected:
     """A picture that can be decoded.
 
     Args:
-        format: Pillow's name of it, such as `JPEG`; what the file is, not what it is called.
-        through_pillow: TensorFlow would read it wrongly or not at all.
+        format: Pillow's name of it, such as `JPEG`, or `NPY`; what the file is, not what it is
+            called.
+        through_pillow: TensorFlow would read it wrongly or not at all; `decode` reads it.
         orientation: EXIF's 1..8; 1 if `through_pillow`, which turns the picture itself.
+        channels: Of a `NPY` file. None of all others, which are read as RGB or as grey.
     """
 
     format: str
     through_pillow: bool
     orientation: int
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,20 +151,79 @@ def inspect_all(
     return results
 
 
-def decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
-    """Decodes a picture, turned as EXIF says, alpha composited over white.
+def gives(stored: int | None, channels: int) -> bool:
+    """Tells whether a picture can be read with so many channels.
 
-    16-bit greyscale is scaled by 1/257, not clipped. Of an animation, the first frame.
+    Args:
+        stored: The `channels` of its inspection.
+        channels: What is asked for. RGB becomes grey and grey is repeated; nothing else changes.
+    """
+    return stored == channels or (channels in COLOURS and (stored is None or stored in COLOURS))
 
-    Returns:
-        `uint8 (height, width, 3)`, RGB.
+
+def stored_channels(picture: Path | bytes) -> int | None:
+    """Returns the `channels` that `inspect` would find, from the first bytes of a usable picture.
 
     Raises:
-        ValueError: If the pixels have no fixed range.
+        OSError: If the file cannot be read.
+        ValueError: If it is an array whose header is damaged.
+    """
+    with io.BytesIO(picture) if isinstance(picture, bytes) else picture.open("rb") as file:
+        if not _is_array(file):
+            return None
+        shape, _, _ = _array_header(file)
+        return shape[2] if len(shape) == 3 else 1
+
+
+def decode(data: bytes, channels: int = 3) -> NDArray[np.float32]:
+    """Decodes a picture without TensorFlow.
+
+    Pillow turns it as EXIF says and composites alpha over white. 16-bit greyscale is scaled by
+    1/257, not clipped, and rounded only for RGB. Of an animation, the first frame.
+
+    Args:
+        data: A picture file or a `.npy` file.
+        channels: 3 for RGB, 1 for grey, as `grey` has it; others are in `.npy` files only.
+
+    Returns:
+        `float32 (height, width, channels)` in 0..255.
+
+    Raises:
+        ValueError: If the pixels have no fixed range, or there are no such channels.
         Exception: What Pillow raises on a damaged picture, which can be of any class.
     """
-    with Image.open(io.BytesIO(data), formats=_formats()) as image:
-        return _to_rgb(image)
+    file = io.BytesIO(data)
+    if _is_array(file):
+        values = _read_array(file, len(data))
+        if isinstance(values, Unusable):
+            raise ValueError(values.detail)
+        return _with_channels(_scaled(values), channels)
+    if channels not in COLOURS:
+        raise ValueError(f"no .npy file: a picture cannot be read with {channels} channels")
+    with Image.open(file, formats=_formats()) as image:
+        if channels == 1 and _range(image) == 65535:
+            deep = np.asarray(_upright(image)).clip(0, 65535)
+            return _divided(deep)[..., None]
+        return _with_channels(_to_rgb(image).astype(np.float32), channels)
+
+
+def grey(image: Any) -> Any:
+    """Returns the luma of ITU-R 601 of RGB pictures, with the whole-number weights of Pillow's "L".
+
+    Unlike Pillow, it does not round. The weights sum to 1 exactly and every sum of theirs over
+    8-bit pixels is exact in `float32`: grey stored as RGB comes back as it was.
+
+    Args:
+        image: Array or tensor, `float32 (..., 3)` in 0..255.
+
+    Returns:
+        The same kind, `float32 (..., 1)` in 0..255.
+
+    Reference:
+        ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B.
+    """
+    red, green, blue = image[..., 0:1], image[..., 1:2], image[..., 2:3]
+    return (red * 19595.0 + green * 38470.0 + blue * 7471.0) / 65536.0
 
 
 @functools.cache
@@ -164,6 +238,12 @@ def _inspect(file: BinaryIO, size: int) -> Inspected | Unusable:
         return Unusable("empty_file", "0 bytes")
     recognised = False
     try:
+        if _is_array(file):
+            recognised = True
+            values = _read_array(file, size)
+            if isinstance(values, Unusable):
+                return values
+            return Inspected("NPY", True, orientation=1, channels=values.shape[2])
         with Image.open(file, formats=_formats()) as image:
             recognised = True
             return _check(image, file)
@@ -176,6 +256,7 @@ def _inspect(file: BinaryIO, size: int) -> Inspected | Unusable:
     except Exception as error:
         detail = str(error) or type(error).__name__
         cut_off = "truncated" in detail.lower() or isinstance(error, EOFError)
+        cut_off = cut_off or detail.startswith("EOF: ")  # NumPy's word, in a ValueError
         return Unusable("truncated" if cut_off else "unreadable", detail, recognised)
 
 
@@ -254,17 +335,22 @@ def _range(image: Image.Image) -> int | None:
     return 65535 if image.mode.startswith("I;16") else 255
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    if "transparency" in image.info:
+        turned.info["transparency"] = image.info["transparency"]
+    return turned
+
+
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     largest = _range(image)
     if largest is None:
         raise ValueError(f"pixels of mode {image.mode} have no fixed range")
-    image.load()
-    turn = _TURNS.get(_orientation(image))
-    if turn is not None:
-        transparency = image.info.get("transparency")
-        image = image.transpose(turn)
-        if transparency is not None:
-            image.info["transparency"] = transparency
+    image = _upright(image)
     if largest == 65535:
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
         return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
@@ -273,3 +359,65 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         white = Image.new("RGBA", with_alpha.size, "white")
         image = Image.alpha_composite(white, with_alpha)
     return np.asarray(image.convert("RGB"))
+
+
+def _is_array(file: BinaryIO) -> bool:
+    start = file.read(len(np.lib.format.MAGIC_PREFIX))
+    file.seek(0)
+    return start == np.lib.format.MAGIC_PREFIX
+
+
+def _array_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Returns shape, whether in Fortran order, and type; `file` then stands behind the header."""
+    version = np.lib.format.read_magic(file)
+    reader = _ARRAY_HEADERS.get(version)
+    if reader is None:  # 3.0 is for structured arrays with names that are not Latin
+        raise ValueError(f"version {version[0]}.{version[1]} of the format is not for pictures")
+    return reader(file)
+
+
+def _read_array(file: BinaryIO, size: int) -> NDArray[Any] | Unusable:
+    """Returns `(height, width, channels)`; nothing is allocated before the header is checked."""
+    shape, _, dtype = _array_header(file)
+    if dtype.name not in _ARRAY_TYPES:
+        detail = f"array of {dtype.name}; {', '.join(_ARRAY_TYPES)} are read"
+        return Unusable("unsupported_format", detail, is_picture=True)
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        detail = f"array of shape {shape}; (height, width, channels) or (height, width) are read"
+        return Unusable("unsupported_format", detail, is_picture=True)
+    pixels, numbers = shape[0] * shape[1], math.prod(shape)
+    if pixels > MAX_PIXELS or numbers > 3 * MAX_PIXELS:
+        detail = " x ".join(f"{side:,}" for side in shape) + " numbers"
+        return Unusable("too_large", detail, is_picture=True)
+    missing = numbers * dtype.itemsize - (size - file.tell())
+    if missing > 0:
+        return Unusable("truncated", f"{missing:,} bytes are missing", is_picture=True)
+    if missing < 0:
+        return Unusable("unreadable", f"{-missing:,} bytes follow the array", is_picture=True)
+    file.seek(0)
+    values: NDArray[Any] = np.load(file, allow_pickle=False)
+    low, high = values.min(), values.max()
+    if dtype.kind == "f" and not (low >= 0 and high <= 255):  # true of NaN as well
+        detail = f"values from {low:g} to {high:g}; floats must be in 0..255"
+        return Unusable("unreadable", detail, is_picture=True)
+    return values if values.ndim == 3 else values[..., None]
+
+
+def _scaled(values: NDArray[Any]) -> NDArray[np.float32]:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return _divided(values)
+    return values.astype(np.float32)
+
+
+def _divided(values: NDArray[Any]) -> NDArray[np.float32]:
+    scaled: NDArray[np.float32] = np.divide(values, 257, dtype=np.float32)
+    return scaled
+
+
+def _with_channels(image: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    stored = image.shape[2]
+    if not gives(stored, channels):
+        raise ValueError(f"{stored} channels cannot be read as {channels}")
+    if stored == channels:
+        return image
+    return np.repeat(image, 3, axis=2) if stored == 1 else np.asarray(grey(image))
