@@ -18,8 +18,9 @@ from PIL import Image
 
 from kerastune_ft import data
 from kerastune_ft.data import splitting, tensorflow_sets
+from kerastune_ft.data.labels import LABELS, natural
 from kerastune_ft.data.sources import SOURCES
-from kerastune_ft.data.tables import Encoded, Files, natural
+from kerastune_ft.data.tables import Encoded, Files
 from kerastune_ft.errors import DataError
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets" / "data"
@@ -38,7 +39,13 @@ def section(source: str, path: object, **changes: Any) -> Any:
         source=source,
         path=str(path),
         split=SimpleNamespace(**split),
-        **{"image_column": "path", "label_column": "label", "on_error": "skip", **changes},
+        **{
+            "image_column": "path",
+            "label_column": "label",
+            "label_separator": ";",
+            "on_error": "skip",
+            **changes,
+        },
     )
 
 
@@ -454,6 +461,280 @@ def test_an_unreachable_tfds_set_fails_soon_and_names_what_works(
     assert time.monotonic() - started < 15
 
 
+# several classes, and numbers
+
+
+def labelled(
+    root: Path, texts: list[tuple[str, ...]], header: tuple[str, ...] = ("label",)
+) -> Path:
+    """Writes a picture and a row for each label."""
+    rows = []
+    for number, cells in enumerate(texts):
+        picture(root / "p" / f"{number:03d}.png", number % 256)
+        rows.append([f"p/{number:03d}.png", *cells])
+    return table_file(root, rows, ("path", *header))
+
+
+SEVERAL = [(text,) for text in ("dog; cat", "cat ;dog;cat", "", "emu", "dog;", "cat;emu")] * 5
+
+
+def test_several_names_are_trimmed_counted_once_and_sorted(tmp_path: Path) -> None:
+    path = labelled(tmp_path, SEVERAL)
+    table = SOURCES["image_csv"](section("image_csv", path), LABELS["classes"])
+    assert table.labels[:6] == (("cat", "dog"),) * 2 + ((), ("emu",), ("dog",), ("cat", "emu"))
+    assert table.findings == ()
+    splits = data.load(section("image_csv", path), "classes")
+    assert splits.class_names == ("cat", "dog", "emu")
+    assert splits.train.labels.dtype == np.float32
+    found = {
+        name: {splits.class_names[i] for i in np.flatnonzero(row)}
+        for split in splits.all
+        for name, row in zip(split.names, split.labels, strict=True)
+    }
+    assert found == dict(zip(table.names, map(set, table.labels), strict=True))
+    per_class = [part["per_class"] for part in splits.record()["splits"].values()]
+    assert sum(part["cat"] for part in per_class) == 15
+    splits.write(tmp_path / "splits.csv")
+    names, labels, parts = splitting.read_splits(tmp_path / "splits.csv")
+    assert labels[:3] == ("cat; dog", "cat; dog", "")
+    assert splitting.fingerprint(names, labels, parts) == splits.fingerprint
+
+
+def test_columns_of_marks_are_the_classes_in_their_order(tmp_path: Path) -> None:
+    marks = [("1", "no"), ("TRUE", "0"), ("0", "Yes"), ("false", "1")] * 5
+    columns = ("zebra", "ant")
+    chosen = section("image_csv", labelled(tmp_path, marks, columns), label_column=columns)
+    splits = data.load(chosen, "classes")
+    assert splits.class_names == columns
+    rows = SOURCES["image_csv"](chosen, LABELS["classes"]).labels[:4]
+    assert rows == (("zebra",), ("zebra",), ("ant",), ("ant",))
+    alone = section("image_csv", labelled(tmp_path, marks, columns), label_column=("ant",))
+    assert data.load(alone, "classes").class_names == ("ant",)
+
+
+@pytest.mark.parametrize(
+    ("cells", "columns", "message"),
+    [
+        (('["cat", "dog"]',), None, r"row 4, column 'label'.*list of JSON.*data\.label_separator"),
+        (("{'cat'}",), None, "looks like a list"),
+        (("2", "0"), ("a", "b"), "row 4, column 'a': expected 0 or 1 .*got '2'"),
+        (("1", "maybe"), ("a", "b"), "column 'b': expected 0 or 1 .*got 'maybe'"),
+    ],
+)
+def test_several_classes_that_are_written_otherwise_are_refused(
+    tmp_path: Path, cells: tuple[str, ...], columns: tuple[str, ...] | None, message: str
+) -> None:
+    good = ("1", "0") if columns else ("cat;dog",)
+    path = labelled(tmp_path, [good, good, cells], columns or ("label",))
+    with pytest.raises(DataError, match=message):
+        data.load(section("image_csv", path, label_column=columns or "label"), "classes")
+
+
+def test_missing_marks_and_names_are_found_and_other_separators_suspected(tmp_path: Path) -> None:
+    path = labelled(tmp_path, [("NaN",), *[("cat, dog",), ("emu",)] * 10])
+    splits = data.load(section("image_csv", path), "classes")
+    assert kinds(splits.findings) == {"missing_label": 1, "label_separator": 10}
+    right = data.load(section("image_csv", path, label_separator=","), "classes")
+    assert right.class_names == ("cat", "dog", "emu")
+    assert kinds(right.findings) == {"missing_label": 1}
+    marks = labelled(tmp_path, [("", "1"), *[("1", "0"), ("0", "1")] * 10], ("a", "b"))
+    splits = data.load(section("image_csv", marks, label_column=("a", "b")), "classes")
+    assert kinds(splits.findings) == {"missing_label": 1}
+    assert splits.record()["examples"]["left_out"] == 1
+
+
+def test_one_picture_in_several_rows_is_told_how_to_write_it(tmp_path: Path) -> None:
+    path = labelled(tmp_path, [("cat",), ("dog",)] * 6)
+    path.write_text(path.read_text() + "p/000.png,dog\n")
+    found = data.load(section("image_csv", path), "classes").findings
+    (conflict,) = [finding for finding in found if finding.kind == "conflicting_rows"]
+    assert "all classes of a picture belong into one row" in conflict.message
+    assert conflict.count == 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "parts", "message"),
+    [
+        (["", "", ""], None, "no picture has a class"),
+        (["a", "b", "a"], ["train", "test", "train"], "training split lacks: 'b'"),
+        (["1", "2", "3"] * 4, "marks", "classes without any picture: 'b'"),
+    ],
+)
+def test_classes_that_cannot_be_learned_are_refused(
+    tmp_path: Path, texts: list[str], parts: Any, message: str
+) -> None:
+    columns: Any = "label"
+    if parts == "marks":
+        columns = ("a", "b")
+        path = labelled(tmp_path, [("1", "0"), ("0", "0")] * 6, columns)
+    elif parts:
+        path = labelled(tmp_path, list(zip(texts, parts, strict=True)), ("label", "split"))
+    else:
+        path = labelled(tmp_path, [(text,) for text in texts])
+    with pytest.raises(DataError, match=message):
+        data.load(section("image_csv", path, label_column=columns), "classes")
+
+
+def test_a_class_of_every_picture_is_a_finding(tmp_path: Path) -> None:
+    path = labelled(tmp_path, [("a",), ("a;b",)] * 10)
+    assert kinds(data.load(section("image_csv", path), "classes").findings) == {
+        "class_everywhere": 1
+    }
+
+
+NUMBERS = [(text,) for text in ("0.1", "1e-3", " -2.5 ", "+4", ".5", "7.")] * 5
+
+
+def test_numbers_are_read_exactly_and_come_back_from_splits_csv(tmp_path: Path) -> None:
+    path = labelled(tmp_path, NUMBERS, ("age",))
+    splits = data.load(section("image_csv", path, label_column="age"), "numbers")
+    assert splits.class_names == ("age",)
+    assert splits.train.labels.shape == (18, 1)
+    splits.write(tmp_path / "splits.csv")
+    names, labels, parts = splitting.read_splits(tmp_path / "splits.csv")
+    by_name = {f"p/{i:03d}.png": float(text) for i, (text,) in enumerate(NUMBERS)}
+    assert {name: float(text) for name, text in zip(names, labels, strict=True)} == by_name
+    assert splitting.fingerprint(names, labels, parts) == splits.fingerprint
+
+
+def test_the_scale_of_numbers_is_that_of_the_training_split(tmp_path: Path) -> None:
+    rows = [(str(n), str(n % 7 * 1000)) for n in range(60)]
+    columns = ("age", "weight")
+    path = labelled(tmp_path, rows, columns)
+    splits = data.load(section("image_csv", path, label_column=columns), "numbers")
+    train = np.array([rows[int(name[2:5])] for name in splits.train.names], float)
+    recorded = json.loads(json.dumps(splits.record()))["targets"]
+    assert list(recorded) == list(columns)
+    for column, numbers in zip(columns, train.T, strict=True):
+        expected = [numbers.mean(), numbers.std(), numbers.min(), numbers.max()]
+        assert list(recorded[column].values()) == pytest.approx(expected)
+    assert len(train) == 36
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3,5", r"row 3, column 'age': '3,5' is no number; write a decimal point, 3\.5"),
+        ("1,234.5", r"write it without separators, 1234\.5"),
+        ("1_000", "write it without separators, 1000"),
+        ("3 kg", "write the number alone, 3, and the unit into the column's name"),
+        ("12%", "write the number alone, 12"),
+        ("old", "'old' is no number; write a number such as"),
+        ("NA", "leave the cell empty"),
+        ("0x10", "is no number"),
+    ],
+)
+def test_numbers_that_are_written_otherwise_are_refused_with_the_remedy(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = labelled(tmp_path, [("1",), (text,), *NUMBERS], ("age",))
+    with pytest.raises(DataError, match=message):
+        data.load(section("image_csv", path, label_column="age"), "numbers")
+
+
+def test_numbers_that_are_missing_or_not_finite_are_left_out_or_stop(tmp_path: Path) -> None:
+    odd = [("",), ("nan",), ("inf",), ("-Infinity",), ("1e300",)]
+    path = labelled(tmp_path, [*odd, *NUMBERS], ("age",))
+    splits = data.load(section("image_csv", path, label_column="age"), "numbers")
+    by_kind: dict[str, int] = {}
+    for finding in splits.findings:
+        by_kind[finding.kind] = by_kind.get(finding.kind, 0) + finding.count
+    assert by_kind == {"missing_label": 2, "bad_number": 3}
+    assert splits.record()["examples"] == {"found": 35, "kept": 30, "left_out": 5}
+    with pytest.raises(DataError, match="5 examples cannot be used"):
+        data.load(section("image_csv", path, label_column="age", on_error="stop"), "numbers")
+
+
+def test_a_number_that_never_changes_is_refused(tmp_path: Path) -> None:
+    path = labelled(tmp_path, [(str(n), "5") for n in range(20)], ("a", "b"))
+    with pytest.raises(DataError, match=r"column 'b' is 5 for every training picture.*leave it"):
+        data.load(section("image_csv", path, label_column=("a", "b")), "numbers")
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_sources_of_one_class_refuse_other_labels(tmp_path: Path, kind: Any) -> None:
+    for chosen in (section("image_folder", folder(tmp_path)), section("sklearn", "digits")):
+        with pytest.raises(DataError, match=r"gives one class per picture.*image_csv reads"):
+            data.load(chosen, kind)
+
+
+@pytest.fixture(scope="module")
+def prepared_rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TFDS set with several classes and a number per picture, 20 of them, one split."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    root = tmp_path_factory.mktemp("tfds_rich")
+    pictures = [picture(root / "raw" / f"{n}.png", n) for n in range(20)]
+
+    class RichPictures(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            kind = tfds.features.ClassLabel(names=["zebra", "ant"])
+            features = {
+                "photo": tfds.features.Image(),
+                "kinds": tfds.features.Sequence(kind),
+                "age": np.float32,
+                "name": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, manager: Any) -> Any:
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self) -> Any:
+            for n, path in enumerate(pictures):
+                kinds_ = [[], [0], [1], [1, 0]][n % 4]
+                age = float("nan") if n == 7 else n / 4
+                yield n, {"photo": str(path), "kinds": kinds_, "age": age, "name": "x"}
+
+    builder = RichPictures(data_dir=root / "data")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def _shade(encoded: bytes) -> int:
+    return int(np.asarray(_opened(encoded))[0, 0, 0])
+
+
+def test_several_classes_and_numbers_are_read_from_tfds(prepared_rich: Path) -> None:
+    classes = data.load(section("tfds", prepared_rich), "classes")
+    assert classes.class_names == ("zebra", "ant")
+    expected = [[0, 0], [1, 0], [0, 1], [1, 1]]
+    for split in classes.all:
+        for encoded, row in zip(split.content.data, split.labels, strict=True):
+            assert row.tolist() == expected[_shade(encoded) % 4]
+    numbers = data.load(section("tfds", prepared_rich, label_column="age"), "numbers")
+    assert kinds(numbers.findings) == {"missing_label": 1}
+    for split in numbers.all:
+        for encoded, row in zip(split.content.data, split.labels, strict=True):
+            assert row.tolist() == [_shade(encoded) / 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "message"),
+    [
+        ("class", "label", "exactly one Image and one ClassLabel"),
+        ("numbers", "name", r"the numbers that data\.label_column names \('name'\)"),
+        ("numbers", "nothing", "does not fit the task"),
+    ],
+)
+def test_a_tfds_set_without_the_labels_of_the_task_is_refused(
+    prepared_rich: Path, kind: Any, column: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        data.load(section("tfds", prepared_rich, label_column=column), kind)
+
+
+def test_data_to_score_on_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
+    chosen = section("image_csv", labelled(tmp_path, [("cat",), ("",), ("cat;emu",)]))
+    split = data.load_all(chosen, ["ant", "cat", "emu"], "classes")
+    assert split.labels.tolist() == [[0, 1, 0], [0, 0, 0], [0, 1, 1]]
+    with pytest.raises(DataError, match="does not know: 'emu'"):
+        data.load_all(chosen, ["ant", "cat"], "classes")
+
+
 # splitting
 
 
@@ -475,6 +756,56 @@ def test_stratified_shares_are_within_one_example_of_exact() -> None:
         for name in ("validation", "test"):
             count = (splits[labels == label] == name).sum()
             assert abs(count - 0.2 * (labels == label).sum()) < 1
+
+
+def several_classes(seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    n, classes = int(generator.integers(60, 400)), int(generator.integers(2, 9))
+    return generator.random((n, classes)) < generator.uniform(0.01, 0.6, classes)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_each_of_several_classes_keeps_its_share_within_one_example(seed: int) -> None:
+    labels = several_classes(seed)
+    splits = splitting.split(labels, validation=0.15, test=0.2, seed=seed)
+    for name, share in (("validation", 0.15), ("test", 0.2)):
+        chosen = splits == name
+        assert chosen.sum() == round(len(labels) * share)
+        assert np.abs(labels[chosen].sum(0) - chosen.mean() * labels.sum(0)).max() < 1.5
+    trained = labels[splits == "train"].any(0)
+    assert np.array_equal(trained, labels.any(0))
+
+
+def test_the_division_of_several_classes_depends_on_the_seed_alone() -> None:
+    labels = several_classes(0)
+    how = {"validation": 0.2, "test": 0.2}
+    first = splitting.split(labels, seed=1, **how)
+    assert np.array_equal(first, splitting.split(labels, seed=1, **how))
+    assert not np.array_equal(first, splitting.split(labels, seed=2, **how))
+    official = np.where(np.arange(len(labels)) % 3 == 0, "test", "train")
+    kept = splitting.split(labels, official=official, **how)
+    assert np.array_equal(kept == "test", official == "test")
+    assert (kept == "validation").sum() == round(0.2 * (official == "train").sum())
+
+
+def test_every_one_of_several_classes_keeps_a_training_example() -> None:
+    labels = np.zeros((40, 12), bool)
+    labels[np.arange(12), np.arange(12)] = True  # one example each
+    labels[12:30, :6] = np.random.default_rng(0).random((18, 6)) < 0.4
+    splits = splitting.split(labels, validation=0.3, test=0.3)
+    assert labels[splits == "train"].any(0).all()
+
+
+def test_numbers_are_divided_by_their_size() -> None:
+    numbers = np.random.default_rng(0).lognormal(0, 2, (400, 1))
+    strata = LABELS["numbers"].strata(numbers)
+    assert len(np.unique(strata)) == 10
+    order = np.argsort(numbers[:, 0])
+    assert (np.diff(strata[order]) >= 0).all()
+    splits = splitting.split(strata, validation=0.2, test=0.2)
+    for stratum in range(10):
+        assert abs((splits[strata == stratum] == "test").sum() - 8) <= 1
+    assert len(np.unique(LABELS["numbers"].strata(numbers[:12]))) == 1
 
 
 def test_every_class_keeps_a_training_example() -> None:
@@ -543,6 +874,15 @@ def test_balanced_class_weights_are_scikit_learns() -> None:
     labels = np.repeat(np.arange(3, dtype=np.int32), [50, 7, 3])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     assert np.allclose(data.class_weights(labels, ["a", "b", "c"], "balanced"), expected)
+
+
+def test_balanced_weights_of_several_classes_are_negatives_by_positives_within_ten() -> None:
+    labels = np.zeros((100, 4), np.float32)
+    for column, count in enumerate((50, 20, 2, 99)):
+        labels[:count, column] = 1
+    weights = data.class_weights(labels, list("abcd"), "balanced")
+    assert weights.tolist() == pytest.approx([1, 4, 10, 0.1])
+    assert data.class_weights(labels, list("abcd"), {"c": 3.0}).tolist() == [1, 1, 3, 1]
 
 
 def test_class_weights_by_name_default_to_one_and_refuse_unknown_classes() -> None:

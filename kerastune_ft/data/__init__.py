@@ -1,6 +1,6 @@
 """Turns what a recipe says about data into train, validation and test splits.
 
-    splits = load(recipe.data)
+    splits = load(recipe.data, "class")             # or "classes", "numbers": labels.LABELS
     splits.train.content, splits.train.labels        # for images.dataset
     splits.record()                                   # data.json
 
@@ -20,12 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerastune_ft.data import splitting
+from kerastune_ft.data.labels import (
+    LABELS,
+    Kind,
+    LabelKind,
+    Labels,
+    Target,
+    class_counts,
+    natural,
+    targets,
+)
 from kerastune_ft.data.sources import SOURCES
-from kerastune_ft.data.tables import Content, Finding, Table, because, first_few, natural
+from kerastune_ft.data.tables import Content, Finding, Table, because, finding, first_few
 from kerastune_ft.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Data
+
+_LARGEST_BALANCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -35,14 +47,15 @@ class Split:
     Args:
         name: `train`, `validation` or `test`.
         names: Unique names of the examples.
-        labels: Class numbers, `int32 (n,)`.
+        labels: Class numbers `int32 (n,)`; of several classes, 0 and 1 `float32 (n, classes)`; or
+            numbers in their own units, `float64 (n, targets)`.
         content: The pictures, in the order of `names`.
         findings: What was odd about them, where they were read on their own by `load_all`.
     """
 
     name: str
     names: tuple[str, ...]
-    labels: NDArray[np.int32]
+    labels: Labels
     content: Content
     findings: tuple[Finding, ...] = ()
 
@@ -55,10 +68,13 @@ class Splits:
     """A data set, divided.
 
     Args:
+        kind: Of the labels: a key of `labels.LABELS`.
         train: Never empty, and has every class.
         validation: Empty if no share was asked for.
         test: As `validation`.
-        class_names: In the order of the label numbers: the label contract.
+        class_names: In the order of the label numbers; of numbers, what they are called. The label
+            contract.
+        targets: Of numbers, their statistics in the training split; () of classes.
         findings: What was odd about the data.
         fingerprint: sha256 of who is in which split with which label.
         source: The source's name.
@@ -66,10 +82,12 @@ class Splits:
         found: Examples there were before some were left out.
     """
 
+    kind: Kind
     train: Split
     validation: Split
     test: Split
     class_names: tuple[str, ...]
+    targets: tuple[Target, ...]
     findings: tuple[Finding, ...]
     fingerprint: str
     source: str
@@ -94,15 +112,11 @@ class Splits:
             "source": self.source,
             "path": self.path,
             "examples": {"found": self.found, "kept": kept, "left_out": self.found - kept},
+            "labels": self.kind,
             "class_names": list(self.class_names),
             "class_names_sha256": label_contract(self.class_names),
-            "splits": {
-                split.name: {
-                    "examples": len(split),
-                    "per_class": dict(zip(self.class_names, self._counts(split), strict=True)),
-                }
-                for split in self.all
-            },
+            **self._target_records(),
+            "splits": {split.name: self._split_record(split) for split in self.all},
             "split_fingerprint": self.fingerprint,
             "findings": [
                 {
@@ -118,54 +132,79 @@ class Splits:
 
     def write(self, path: Path) -> None:
         """Writes `splits.csv`, sorted by name."""
-        splitting.write_splits(path, *_columns(self.all, self.class_names))
+        splitting.write_splits(path, *_columns(self.all, LABELS[self.kind], self.class_names))
 
-    def _counts(self, split: Split) -> list[int]:
-        return [int(n) for n in np.bincount(split.labels, minlength=len(self.class_names))]
+    def _target_records(self) -> dict[str, Any]:
+        if not self.targets:
+            return {}
+        pairs = zip(self.class_names, self.targets, strict=True)
+        return {"targets": {name: target.record() for name, target in pairs}}
+
+    def _split_record(self, split: Split) -> dict[str, Any]:
+        if self.targets:
+            return {"examples": len(split)}
+        counts = (int(n) for n in class_counts(split.labels, len(self.class_names)))
+        return {
+            "examples": len(split),
+            "per_class": dict(zip(self.class_names, counts, strict=True)),
+        }
 
 
-def load(data: Data, *, log: Callable[[str], None] | None = None) -> Splits:
+def load(data: Data, kind: Kind = "class", *, log: Callable[[str], None] | None = None) -> Splits:
     """Reads and divides the data that a recipe names.
 
     Args:
         data: The recipe's `data` section.
+        kind: Of the labels that the task learns: a key of `labels.LABELS`.
         log: Receives a line per thing worth knowing while it goes on.
 
     Raises:
-        DataError: If there is nothing to train on, or something is wrong under `on_error: stop`.
+        DataError: If there is nothing to train on, the source has no labels of that kind, or
+            something is wrong under `on_error: stop`.
     """
     say = log or (lambda line: None)
     say(f"reading {data.source} {data.path}")
-    table: Table = SOURCES[data.source](data)
-    _check_classes(data, table)
-    number = {name: i for i, name in enumerate(table.class_names)}
-    labels = np.asarray([number[label] for label in table.labels], np.int32)
+    how = LABELS[kind]
+    table: Table = SOURCES[data.source](data, how)
+    if kind != "numbers":
+        _check_classes(data, table, how)
+    labels = how.encode(table.labels, table.class_names)
     parts = splitting.split(
-        labels,
+        how.strata(labels),
         validation=data.split.validation,
         test=data.split.test,
         stratify=data.split.stratify,
         seed=data.split.seed,
         official=table.official,
     )
-    _check(data, table.class_names, labels, parts)
-    findings = (*table.findings, *splitting.absences(labels, parts, table.class_names))
+    _check_sizes(data, table, parts)
+    findings = table.findings
+    training = labels[parts == "train"]
+    if kind == "numbers":
+        _check_numbers(data, table, training)
+    else:
+        _check_trained(data, table.class_names, training)
+        findings += splitting.absences(labels, parts, table.class_names)
+        findings += _everywhere(training, table.class_names)
     made = {}
     for name in ("train", "validation", "test"):
         rows = np.flatnonzero(parts == name)
         made[name] = Split(
             name, tuple(table.names[row] for row in rows), labels[rows], table.content.take(rows)
         )
-    for finding in findings:
-        say(f"{finding.severity}: {finding.message}")
+    for found in findings:
+        say(f"{found.severity}: {found.message}")
     say(
-        f"{len(labels):,} pictures of {len(number)} classes: {len(made['train']):,} train, "
+        f"{len(labels):,} pictures, {len(table.class_names)} "
+        f"{'targets' if kind == 'numbers' else 'classes'}: {len(made['train']):,} train, "
         f"{len(made['validation']):,} validation, {len(made['test']):,} test"
     )
-    columns = _columns(tuple(made.values()), table.class_names)
+    columns = _columns(tuple(made.values()), how, table.class_names)
     return Splits(
         **made,
+        kind=kind,
         class_names=table.class_names,
+        targets=targets(training) if kind == "numbers" else (),
         findings=findings,
         fingerprint=splitting.fingerprint(*columns),
         source=data.source,
@@ -174,12 +213,13 @@ def load(data: Data, *, log: Callable[[str], None] | None = None) -> Splits:
     )
 
 
-def load_all(data: Data, class_names: Sequence[str]) -> Split:
+def load_all(data: Data, class_names: Sequence[str], kind: Kind = "class") -> Split:
     """Reads data to score a trained model on.
 
     Args:
         data: A `data` section; its `split` is not used.
-        class_names: The model's, in their order. The data may lack some.
+        class_names: The model's, in their order. The data may lack some classes.
+        kind: Of the model's labels: a key of `labels.LABELS`.
 
     Returns:
         Everything, as a split named `all`; of data that comes with splits, its test split, or
@@ -188,15 +228,16 @@ def load_all(data: Data, class_names: Sequence[str]) -> Split:
     Raises:
         DataError: If the data has a class that the model does not know.
     """
-    table: Table = SOURCES[data.source](data)
-    unknown = sorted(set(table.labels) - set(class_names), key=natural)
+    how = LABELS[kind]
+    table: Table = SOURCES[data.source](data, how)
+    present = {name for label in table.labels for name in how.classes(label)}
+    unknown = sorted(present - set(class_names), key=natural)
     if unknown:
         raise DataError(
             f"{data.path}: classes that the model does not know: {first_few(unknown)}; "
             f"it knows {first_few(class_names, 20)}."
         )
-    number = {name: i for i, name in enumerate(class_names)}
-    labels = np.asarray([number[label] for label in table.labels], np.int32)
+    labels = how.encode(table.labels, class_names)
     name, rows = "all", np.arange(len(labels))
     for part in ("test", "validation"):
         if table.official and part in table.official:
@@ -207,17 +248,22 @@ def load_all(data: Data, class_names: Sequence[str]) -> Split:
 
 
 def class_weights(
-    labels: NDArray[np.int32],
+    labels: Labels,
     class_names: Sequence[str],
     how: Literal["balanced"] | Mapping[str, float] | None,
 ) -> NDArray[np.float32] | None:
     """Returns the weight of each class in the loss, `float32 (classes,)`, or None.
 
+    Of one class per picture, it is the weight of the class's examples; of several, that of the
+    pictures that show the class against those that do not.
+
     Args:
-        labels: Class numbers of the training examples.
+        labels: Of the training examples: class numbers `(n,)`, or 0 and 1 `(n, classes)`.
         class_names: In the order of the numbers.
-        how: `balanced`: scikit-learn's rule, n / (classes * examples of the class). A mapping:
-            weights by class name; a class it does not name weighs 1.
+        how: `balanced`: scikit-learn's rule, n / (classes * examples of the class); of several
+            classes per picture, pictures without the class / pictures with it, but no less than
+            0.1 and no more than 10, lest a few pictures rule the loss. A mapping: weights by
+            class name; a class it does not name weighs 1.
 
     Raises:
         DataError: If the mapping names a class that the data lacks.
@@ -226,8 +272,11 @@ def class_weights(
         return None
     weights = np.ones(len(class_names), np.float32)
     if how == "balanced":
-        counts = np.bincount(labels, minlength=len(class_names))
+        counts = class_counts(labels, len(class_names))
         present = counts > 0
+        if labels.ndim == 2:
+            weights[present] = (len(labels) - counts[present]) / counts[present]
+            return weights.clip(1 / _LARGEST_BALANCE, _LARGEST_BALANCE)
         weights[present] = len(labels) / (present.sum() * counts[present])
         return weights
     for name, weight in how.items():
@@ -245,17 +294,20 @@ def label_contract(class_names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
 
 
-def _check_classes(data: Data, table: Table) -> None:
-    present = set(table.labels)
-    if len(present) < 2:
+def _check_classes(data: Data, table: Table, kind: LabelKind) -> None:
+    named = [kind.classes(label) for label in table.labels]
+    present = {name for names in named for name in names}
+    if kind.name == "class" and len(present) < 2:
         raise DataError(
             f"{data.path}: all pictures are of one class, '{table.labels[0]}'{because(table)}; "
             "a classifier needs at least two."
         )
+    if not present:
+        raise DataError(f"{data.path}: no picture has a class{because(table)}.")
     trained = present
     if table.official is not None:
-        pairs = zip(table.labels, table.official, strict=True)
-        trained = {label for label, part in pairs if part == "train"}
+        pairs = zip(named, table.official, strict=True)
+        trained = {name for names, part in pairs if part == "train" for name in names}
     unseen = sorted(present - trained, key=natural)
     if unseen:
         raise DataError(
@@ -269,30 +321,52 @@ def _check_classes(data: Data, table: Table) -> None:
         )
 
 
-def _check(
-    data: Data, class_names: Sequence[str], labels: NDArray[np.int32], parts: NDArray[np.str_]
-) -> None:
-    training = set(labels[parts == "train"].tolist())
-    untrained = [name for i, name in enumerate(class_names) if i not in training]
+def _check_trained(data: Data, class_names: Sequence[str], training: Labels) -> None:
+    counts = class_counts(training, len(class_names))
+    untrained = [name for name, count in zip(class_names, counts, strict=True) if not count]
     if untrained:
         raise DataError(
             f"{data.path}: no training example of {first_few(untrained)} is left after splitting; "
             "set data.split.stratify=true, or add pictures of it."
         )
+
+
+def _everywhere(training: Labels, class_names: Sequence[str]) -> tuple[Finding, ...]:
+    """Returns a finding if every training picture shows a class: nothing tells it from others."""
+    if training.ndim != 2:
+        return ()
+    names = tuple(name for name, n in zip(class_names, training.min(axis=0), strict=True) if n)
+    message = "classes that every training picture shows, which therefore cannot be learned"
+    return (finding("class_everywhere", "warn", message, names),) if names else ()
+
+
+def _check_numbers(data: Data, table: Table, training: Labels) -> None:
+    for name, numbers in zip(table.class_names, training.astype(np.float32).T, strict=True):
+        if len(numbers) and numbers.min() == numbers.max():
+            raise DataError(
+                f"{data.path}: column '{name}' is {numbers[0]:g} for every training picture"
+                f"{because(table)}; a number that never changes cannot be learned, leave it out "
+                "of data.label_column."
+            )
+
+
+def _check_sizes(data: Data, table: Table, parts: NDArray[np.str_]) -> None:
+    if not (parts == "train").any():
+        raise DataError(f"{data.path}: no picture to train on{because(table)}.")
     for name in ("validation", "test"):
         if getattr(data.split, name) > 0 and not (parts == name).any():
             raise DataError(
-                f"{data.path}: {len(labels):,} pictures of {len(class_names)} classes are too few "
-                f"for a {name} split; set data.split.{name}=0, or add pictures."
+                f"{data.path}: {len(parts):,} pictures are too few for a {name} split; set "
+                f"data.split.{name}=0, or add pictures."
             )
 
 
 def _columns(
-    splits: Sequence[Split], class_names: Sequence[str]
+    splits: Sequence[Split], kind: LabelKind, class_names: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
     rows = sorted(
-        (name, class_names[label], split.name)
+        (name, text, split.name)
         for split in splits
-        for name, label in zip(split.names, split.labels, strict=True)
+        for name, text in zip(split.names, kind.texts(split.labels, class_names), strict=True)
     )
     return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]

@@ -1,8 +1,9 @@
 """Reads labelled pictures from where they lie into a `Table`; never alters what it reads.
 
-    table = SOURCES["image_folder"](data)       # data: the recipe's `data` section
+    table = SOURCES["image_folder"](data, LABELS["class"])    # data: the recipe's `data` section
 
-Each source is one function and one row of `SOURCES`. An example that cannot be used becomes a
+Each source is one function and one row of `SOURCES`. It is told what kind of labels is wanted and
+refuses a kind that it cannot give. An example that cannot be used becomes a
 finding under `on_error: skip` and a `DataError` under `stop`. Refused: folders and tables that are
 not laid out as documented, with what would be right.
 """
@@ -18,6 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerastune_ft.data import tensorflow_sets
+from kerastune_ft.data.labels import (
+    LABELS,
+    Label,
+    LabelKind,
+    MisreadLabelError,
+    UnusableLabelError,
+    natural,
+)
 from kerastune_ft.data.tables import (
     SPLITS,
     Arrays,
@@ -31,7 +40,8 @@ from kerastune_ft.data.tables import (
     Table,
     finish,
     first_few,
-    natural,
+    label_columns,
+    label_separator,
     split_named,
     tabulate,
 )
@@ -43,12 +53,13 @@ if TYPE_CHECKING:
 _NOT_DATA = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
-def image_folder(data: DataChoice) -> Table:
+def image_folder(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
     """Reads class sub-folders, or train/validation/test folders of class sub-folders.
 
     A class is the folder; what lies deeper belongs to it. Hidden files are ignored, links are
     followed. Whatever decodes as a picture is one, whatever its extension.
     """
+    _one_class_each(data, kind)
     root = Path(data.path).expanduser()
     if not root.exists():
         place = "" if root.is_absolute() else f" in {Path.cwd()}"
@@ -75,25 +86,32 @@ def image_folder(data: DataChoice) -> Table:
     return tabulate(data, examples, findings, listed=False)
 
 
-def image_csv(data: DataChoice) -> Table:
-    """Reads a CSV file with a column of paths, relative to the file, and a column of labels.
+def image_csv(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
+    """Reads a CSV file with a column of paths, relative to the file, and columns of labels.
 
-    Labels stay text: `007` is not 7. An optional column `split` says train, validation or test.
+    The names of classes stay text: `007` is not 7. Several classes stand in one column, with
+    `data.label_separator` between them, or have a column of 0 and 1 each; numbers have a column
+    each. An optional column `split` says train, validation or test.
     """
     path = Path(data.path).expanduser()
     frame = _read_csv(path)
-    for key, column in (("image_column", data.image_column), ("label_column", data.label_column)):
+    columns = label_columns(data)
+    keys = [("image_column", data.image_column), *(("label_column", name) for name in columns)]
+    for key, column in keys:
         if column not in frame.columns:
             raise DataError(
                 f"{path}: data.{key}: no column '{column}'{_hint(column, list(frame.columns))} "
                 f"the columns are {first_few(frame.columns, 20)}{_separator_hint(frame)}."
             )
     findings = Findings()
-    return tabulate(data, _csv_examples(path, frame, data, findings), findings)
+    examples = _csv_examples(path, frame, data, kind, findings)
+    names = kind.names(columns, label_separator(data))
+    return tabulate(data, examples, findings, kind=kind, class_names=names)
 
 
-def sklearn(data: DataChoice) -> Table:
+def sklearn(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
     """Reads a picture set that ships inside scikit-learn: `digits`, 1,797 of 8 x 8, 10 classes."""
+    _one_class_each(data, kind)
     if data.path != "digits":
         raise DataError(
             f"data.path: scikit-learn ships no picture set '{data.path}'"
@@ -115,7 +133,7 @@ def sklearn(data: DataChoice) -> Table:
     return finish(data, table)
 
 
-SOURCES: dict[str, Callable[[Any], Table]] = {
+SOURCES: dict[str, Callable[[Any, LabelKind], Table]] = {
     "image_folder": image_folder,
     "image_csv": image_csv,
     "tfds": tensorflow_sets.read,
@@ -249,8 +267,16 @@ def _separator_hint(frame: pd.DataFrame) -> str:
     return ""
 
 
+def _one_class_each(data: DataChoice, kind: LabelKind) -> None:
+    if kind.name != "class":
+        raise DataError(
+            f"{data.path}: source {data.source} gives one class per picture, and this task learns "
+            "something else; image_csv reads a table with several classes or numbers per picture."
+        )
+
+
 def _csv_examples(
-    path: Path, frame: pd.DataFrame, data: DataChoice, findings: Findings
+    path: Path, frame: pd.DataFrame, data: DataChoice, kind: LabelKind, findings: Findings
 ) -> list[Example]:
     """Returns the rows that can be examples, sorted by path."""
     officials: list[str | None] = [None] * len(frame)
@@ -261,26 +287,36 @@ def _csv_examples(
             raise DataError(
                 f"{path}: column split: {first_few(unknown)}; expected train, validation or test."
             )
-    said: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
-    rows = zip(frame[data.image_column], frame[data.label_column], officials, strict=True)
-    for number, (image, raw_label, official) in enumerate(rows, 2):
-        label = raw_label.strip()
+    columns = label_columns(data)
+    said: dict[str, list[tuple[Label, str | None]]] = defaultdict(list)
+    cells = zip(*(frame[column] for column in columns), strict=True)
+    rows = zip(frame[data.image_column], cells, officials, strict=True)
+    for number, (image, texts, official) in enumerate(rows, 2):
         name = Path(os.path.normpath(image.strip())).as_posix()
         row = f"row {number}"
-        if label != raw_label:
+        if kind.name == "class" and texts[0] != texts[0].strip():
             findings.add("label_spaces", "note", "labels with spaces around them, removed", row)
         if not image.strip():
             findings.add("missing_file", "fail", "rows without a path, left out", row)
-        elif not label or label.lower() == "nan":
-            findings.add("missing_label", "fail", "rows without a label, left out", name)
-        elif not (path.parent / name).is_file():
+            continue
+        try:
+            label = kind.read(texts, columns, label_separator(data))
+        except UnusableLabelError as error:
+            findings.add(error.kind, "fail", error.message, name)
+            continue
+        except MisreadLabelError as error:
+            raise DataError(f"{path}: {row}, column '{error.column}': {error}.") from error
+        if not (path.parent / name).is_file():
             findings.add("missing_file", "fail", "rows whose file does not exist, left out", name)
         else:
             said[name].append((label, official))
+    _look_for_separators(frame, data, kind, findings)
     examples = []
     for name, statements in sorted(said.items()):
         if len(set(statements)) > 1:
             message = "rows that give one picture several labels or splits, left out"
+            if kind.name == "classes":
+                message += " (all classes of a picture belong into one row)"
             for _ in statements:
                 findings.add("conflicting_rows", "fail", message, name)
             continue
@@ -288,6 +324,28 @@ def _csv_examples(
             findings.add("duplicate_row", "fail", "rows that repeat another, left out", name)
         examples.append(Example(name, *statements[0], path.parent / name))
     return examples
+
+
+def _look_for_separators(
+    frame: pd.DataFrame, data: DataChoice, kind: LabelKind, findings: Findings
+) -> None:
+    """Notes that the separator is nowhere in a column of classes, but another may be."""
+    separator = label_separator(data)
+    if kind.name != "classes" or separator is None:
+        return
+    texts = list(frame[label_columns(data)[0]])
+    if any(separator in text for text in texts):
+        return
+    for other in (";", ",", "|", "/"):
+        rows = [f"row {number}" for number, text in enumerate(texts, 2) if other in text]
+        if len(rows) > len(texts) // 10:
+            message = (
+                f"rows with '{other}' in a label and none with data.label_separator "
+                f"'{separator}'; '{other}' may be the separator"
+            )
+            for row in rows:
+                findings.add("label_separator", "warn", message, row)
+            return
 
 
 __all__ = ["SOURCES", "Arrays", "Content", "Encoded", "Files", "Finding", "Table"]

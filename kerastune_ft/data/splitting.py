@@ -3,7 +3,8 @@
     splits = split(labels, validation=0.15, test=0.15, stratify=True, seed=0)   # array of names
 
 Splits that the data comes with are kept; a part that is missing there is cut out of its training
-split. Every class keeps at least one example to train on.
+split. Every class keeps at least one example to train on. Where a picture has several classes, they
+are divided by iterative stratification.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerastune_ft import files
+from kerastune_ft.data.labels import class_counts
 from kerastune_ft.data.tables import SPLITS, Finding, finding
 from kerastune_ft.errors import DataError
 
+_EXCHANGES_PER_CLASS = 20
+_CANDIDATES = 300  # of either side of an exchange
 _COLUMNS = ["name", "label", "split"]
 
 
 def split(
-    labels: Sequence[int] | NDArray[np.integer],
+    labels: Sequence[int] | NDArray[np.integer] | NDArray[np.bool_],
     *,
     validation: float,
     test: float,
@@ -39,7 +43,8 @@ def split(
     the example unless that would leave a class nothing to train on.
 
     Args:
-        labels: Class numbers, `(n,)`, in an order that does not depend on the machine.
+        labels: Class numbers, `(n,)`, in an order that does not depend on the machine; or
+            `bool (n, classes)`, where an example can have several classes or none.
         validation: Share of the examples, `[0, 1)`; at least one example if above 0.
         test: As `validation`. With official splits, a missing part is this share of the official
             training split.
@@ -47,7 +52,7 @@ def split(
         seed: Another seed, another division.
         official: The split of each example, if the data says.
     """
-    numbers = np.asarray(labels, np.int64)
+    numbers = np.asarray(labels)
     if official is not None:
         splits = np.asarray(official, dtype="U10")
         present = set(official)
@@ -61,6 +66,12 @@ def split(
         )
         return splits
     n = len(numbers)
+    totals = {
+        name: max(1, round(n * share)) if share > 0 else 0
+        for name, share in (("test", test), ("validation", validation))
+    }
+    if stratify and numbers.ndim == 2:
+        return _iteratively(numbers.astype(bool), totals, seed)
     splits = np.full(n, "train", dtype="U10")
     mixed = np.random.default_rng(seed).permutation(n)
     groups = [mixed]
@@ -69,13 +80,99 @@ def split(
     sizes = np.asarray([len(group) for group in groups], np.int64)
     free = sizes - 1 if n else sizes
     taken = np.zeros_like(sizes)
-    for name, share in (("test", test), ("validation", validation)):
-        total = max(1, round(n * share)) if share > 0 else 0
+    for name, total in totals.items():
         portions = apportion(sizes, total, free - taken)
         for group, start, count in zip(groups, taken, portions, strict=True):
             splits[group[start : start + count]] = name
         taken = taken + portions
     return splits
+
+
+def _iteratively(labels: NDArray[np.bool_], totals: dict[str, int], seed: int) -> NDArray[np.str_]:
+    """Divides examples of several classes so that each class keeps its share in every part.
+
+    The rarest class first: each of its examples goes where that class is wanted most. Other than
+    in the paper, a part that is full takes no more, so that the totals are right to the example,
+    the first example of a class that has none to train on goes to training, and in the end
+    examples change places while that brings the shares closer: the commonest classes come last
+    and get what the others left, up to four examples off.
+
+    Args:
+        labels: `(n, classes)`.
+        totals: Examples wanted of each part but training.
+        seed: Decides between equals.
+
+    Reference:
+        Sechidis, Tsoumakas & Vlahavas 2011, On the stratification of multi-label data.
+        https://doi.org/10.1007/978-3-642-23808-6_10
+    """
+    n, classes = labels.shape
+    names = ("train", *totals)
+    room = np.asarray([n - sum(totals.values()), *totals.values()], np.int64)
+    # In whole numbers: what a class still wants of a part, times n.
+    counts = labels.sum(axis=0).astype(np.int64)
+    wanted = room[:, None] * counts[None, :]
+    part = np.full(n, -1, np.int64)
+    mixed = np.random.default_rng(seed).permutation(n)
+    remaining = counts.copy()
+    trained = np.zeros(classes, bool)
+
+    def place(example: int, where: int) -> None:
+        part[example] = where
+        room[where] -= 1
+        wanted[where, labels[example]] -= n
+        remaining[labels[example]] -= 1
+        if where == 0:
+            trained[labels[example]] = True
+
+    while remaining.any():
+        rarest = int(np.where(remaining > 0, remaining, n + 1).argmin())
+        for example in mixed[labels[mixed, rarest] & (part[mixed] < 0)]:
+            best = np.lexsort((-room, -wanted[:, rarest], room <= 0))
+            place(example, int(best[0]) if trained[rarest] else 0)
+    for example in mixed[part[mixed] < 0]:
+        place(example, int(np.argmax(room)))
+    _exchange(labels, part, len(names))
+    return np.asarray(names, dtype="U10")[part]
+
+
+def _exchange(labels: NDArray[np.bool_], part: NDArray[np.int64], parts: int) -> None:
+    """Lets pairs of examples change places, in `part`, while the shares of classes get better.
+
+    Better means a smaller sum of squares of what each class has too much or too little of in each
+    part. Training, part 0, keeps an example of every class.
+    """
+    n, rows = len(labels), labels.astype(np.float64)
+    sizes = np.bincount(part, minlength=parts)
+    # Times n, so that every figure is a whole number and no machine rounds otherwise.
+    excess = n * np.stack([rows[part == i].sum(axis=0) for i in range(parts)])
+    excess -= sizes[:, None] * rows.sum(axis=0)
+    pairs = [(i, j) for i in range(parts) for j in range(i)]
+    for _ in range(_EXCHANGES_PER_CLASS * labels.shape[1]):
+        best, chosen = 0.0, None
+        single = labels[part == 0].sum(axis=0) == 1
+        fixed = (part == 0) & labels[:, single].any(axis=1)
+        for i, j in pairs:
+            slope = excess[i] - excess[j]
+            from_i = _foremost((part == i) & ~fixed, rows @ (slope - n))
+            from_j = _foremost((part == j) & ~fixed, rows @ (-slope - n))
+            a, b = rows[from_i], rows[from_j]
+            gains = (a @ (slope - n))[:, None] + (b @ (-slope - n))[None, :] + 2 * n * (a @ b.T)
+            if gains.size and gains.max() > best:
+                first, second = np.unravel_index(int(gains.argmax()), gains.shape)
+                best, chosen = gains.max(), (i, j, from_i[first], from_j[second])
+        if chosen is None:
+            return
+        i, j, one, other = chosen
+        part[one], part[other] = j, i
+        excess[i] += n * (rows[other] - rows[one])
+        excess[j] += n * (rows[one] - rows[other])
+
+
+def _foremost(chosen: NDArray[np.bool_], merit: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Returns the numbers of the chosen examples of the highest merit, a few hundred at most."""
+    numbers = np.flatnonzero(chosen)
+    return numbers[np.argsort(-merit[numbers], kind="stable")[:_CANDIDATES]]
 
 
 def apportion(sizes: NDArray[np.int64], total: int, limits: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -93,17 +190,22 @@ def apportion(sizes: NDArray[np.int64], total: int, limits: NDArray[np.int64]) -
 
 
 def absences(
-    labels: Sequence[int] | NDArray[np.integer],
+    labels: NDArray[np.integer] | NDArray[np.floating],
     splits: NDArray[np.str_],
     class_names: Sequence[str],
 ) -> tuple[Finding, ...]:
-    """Returns a finding for each split that has examples, but none of some class."""
-    numbers = np.asarray(labels)
+    """Returns a finding for each split that has examples, but none of some class.
+
+    Args:
+        labels: Class numbers `(n,)`, or 0 and 1 `(n, classes)`.
+        splits: The split of each example, `(n,)`.
+        class_names: In the order of the numbers or columns.
+    """
     findings = []
     for name in SPLITS:
         chosen = splits == name
-        present = set(numbers[chosen].tolist())
-        missing = tuple(c for i, c in enumerate(class_names) if i not in present)
+        counts = class_counts(labels[chosen], len(class_names))
+        missing = tuple(c for c, count in zip(class_names, counts, strict=True) if not count)
         if chosen.any() and missing:
             message = f"classes without an example in the {name} split, whose scores ignore them"
             findings.append(finding("class_absent", "warn", message, missing))

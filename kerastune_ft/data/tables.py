@@ -9,7 +9,6 @@ finding; everything else stays, so that what was found is what was kept plus wha
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerastune_ft.data import inspection
+from kerastune_ft.data.labels import LABELS, Label, LabelKind, natural
 from kerastune_ft.errors import DataError
 
 Severity = Literal["fail", "warn", "note"]
@@ -138,16 +138,16 @@ class Table:
 
     Args:
         names: Unique; a path relative to the data, or such as `digits/00012`.
-        labels: The class of each example, by name.
+        labels: Of each example: a class by name, names, or numbers; see `labels.LABELS`.
         official: The split each example comes in, if the data has splits of its own.
-        class_names: In the order of the label numbers.
+        class_names: In the order of the label numbers; of numbers, the targets' names.
         content: The pictures, in the order of `names`.
         findings: What was odd.
         found: How many examples there were before some were left out.
     """
 
     names: tuple[str, ...]
-    labels: tuple[str, ...]
+    labels: tuple[Label, ...]
     official: tuple[str, ...] | None
     class_names: tuple[str, ...]
     content: Content
@@ -168,7 +168,10 @@ class DataChoice(Protocol):
     def image_column(self) -> str: ...  # noqa: D102
 
     @property
-    def label_column(self) -> str: ...  # noqa: D102
+    def label_column(self) -> str | tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def label_separator(self) -> str: ...  # noqa: D102
 
     @property
     def on_error(self) -> str: ...  # noqa: D102
@@ -179,7 +182,7 @@ class Example:
     """A picture that has not been looked at yet, with its label and official split or None."""
 
     name: str
-    label: str
+    label: Label
     official: str | None
     picture: Path | bytes
 
@@ -215,6 +218,7 @@ def tabulate(
     examples: Sequence[Example],
     findings: Findings,
     *,
+    kind: LabelKind = LABELS["class"],
     class_names: Sequence[str] | None = None,
     listed: bool = True,
 ) -> Table:
@@ -224,6 +228,7 @@ def tabulate(
         data: Says what happens with the others.
         examples: In the order of the table; all of them paths, or all of them bytes.
         findings: Of the source; receives those about pictures.
+        kind: Of the labels.
         class_names: In the set's own order; None takes the labels' natural order.
         listed: Whether each file was named as an example. If not, one that neither is nor is
             called a picture is a stray, and no example.
@@ -248,7 +253,9 @@ def tabulate(
                 "not_a_picture", "note", "files that are no picture, ignored", example.name
             )
     labels = [example.label for example in kept]
-    for name in sorted({example.label for example in examples} - set(labels), key=natural):
+    present = {name for label in labels for name in kind.classes(label)}
+    listed_classes = {name for example in examples for name in kind.classes(example.label)}
+    for name in sorted(listed_classes - present, key=natural):
         findings.add("empty_class", "warn", "classes without a picture that can be used", name)
     orientations = np.asarray([look.orientation for look in looks], np.uint8)
     through_pillow = np.asarray([look.through_pillow for look in looks], bool)
@@ -262,7 +269,7 @@ def tabulate(
             official=tuple(str(example.official) for example in kept)
             if any(example.official for example in kept)
             else None,
-            class_names=tuple(class_names or sorted(set(labels), key=natural)),
+            class_names=tuple(class_names or sorted(present, key=natural)),
             content=Encoded(encoded, orientations, through_pillow)
             if encoded
             else Files(paths, orientations, through_pillow),
@@ -288,6 +295,17 @@ def finish(data: DataChoice, table: Table) -> Table:
     return table
 
 
+def label_columns(data: DataChoice) -> tuple[str, ...]:
+    """Returns the columns that hold labels: `data.label_column`, one or several."""
+    columns = data.label_column
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def label_separator(data: DataChoice) -> str | None:
+    """Returns what stands between several names in one column; None for a list of columns."""
+    return data.label_separator if isinstance(data.label_column, str) else None
+
+
 def because(table: Table) -> str:
     """Returns what was left out, in brackets, to go on with a message; "" if nothing was."""
     lost = [f for f in table.findings if f.severity == "fail"]
@@ -295,12 +313,6 @@ def because(table: Table) -> str:
         return ""
     count = sum(f.count for f in lost)
     return f" ({count:,} could not be used, such as {first_few(lost[0].names, 3)})"
-
-
-def natural(text: str) -> tuple[list[Any], str]:
-    """Returns a sort key under which `class 2` comes before `class 10`."""
-    parts = re.split(r"(\d+)", text)
-    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], text
 
 
 def split_named(word: str) -> str | None:

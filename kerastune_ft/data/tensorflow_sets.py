@@ -1,6 +1,6 @@
 """Reads TensorFlow Datasets: a name, or the folder of a prepared set.
 
-    table = read(data)          # data: the recipe's `data` section, source `tfds`
+    table = read(data, LABELS["class"])     # data: the recipe's `data` section, source `tfds`
 
 Pictures are kept encoded in memory, up to `MEMORY_LIMIT_BYTES`, and decoded like files. A set that
 is not on this machine is downloaded only if its host has an address: tfds itself would try for
@@ -9,17 +9,21 @@ minutes before it says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kerastune_ft.backbones.weights import KERAS_HOST, check_reachable
+from kerastune_ft.data.labels import LABELS, Label, LabelKind, UnusableLabelError, natural
 from kerastune_ft.data.tables import (
     DataChoice,
     Example,
     Findings,
     Table,
     first_few,
+    label_columns,
     split_named,
     tabulate,
 )
@@ -29,15 +33,22 @@ MEMORY_LIMIT_BYTES = 4 * 1024**3
 _OFFLINE = "image_folder, image_csv, sklearn, and tfds with the path of a prepared folder"
 
 
-def read(data: DataChoice) -> Table:
-    """Reads the train, validation and test splits of a set with one picture and one label."""
+def read(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
+    """Reads the train, validation and test splits of a set with one picture and labels of a kind.
+
+    One class is the set's only `ClassLabel`, several are its only sequence of them, numbers are
+    the features that `data.label_column` names.
+    """
     import tensorflow_datasets
 
     builder = _builder(data.path)
-    image_key, label_key = _features(data.path, builder.info.features)
+    features = builder.info.features
+    image_key, label_keys = _features(data.path, features, kind, label_columns(data))
     findings = Findings()
     parts = _parts(data.path, builder, findings)
-    class_names = list(builder.info.features[label_key].names)
+    class_names = list(label_keys)
+    if kind.name != "numbers":
+        class_names = _class_names(features[label_keys[0]], kind)
     examples: list[Example] = []
     size = 0
     for split, part in parts:
@@ -51,16 +62,31 @@ def read(data: DataChoice) -> Table:
             ),
         )
         for number, row in enumerate(rows.as_numpy_iterator()):
-            name, label = f"{split}/{number:05d}", int(row[label_key])
-            if not 0 <= label < len(class_names):
-                findings.add("missing_label", "fail", "examples without a label, left out", name)
+            name = f"{split}/{number:05d}"
+            try:
+                label = _label(row, label_keys, kind, class_names)
+            except UnusableLabelError as error:
+                findings.add(error.kind, "fail", error.message, name)
                 continue
             picture = bytes(row[image_key])
             size += len(picture)
             if size > MEMORY_LIMIT_BYTES:
                 raise _too_much(data.path, size)
-            examples.append(Example(name, class_names[label], part, picture))
-    return tabulate(data, examples, findings, class_names=class_names)
+            examples.append(Example(name, label, part, picture))
+    return tabulate(data, examples, findings, kind=kind, class_names=class_names)
+
+
+def _label(
+    row: Mapping[str, Any], keys: Sequence[str], kind: LabelKind, class_names: Sequence[str]
+) -> Label:
+    if kind.name == "numbers":
+        return kind.read([str(row[key]) for key in keys], keys, None)
+    numbers = [int(number) for number in np.atleast_1d(row[keys[0]])]
+    if not all(0 <= number < len(class_names) for number in numbers):
+        raise UnusableLabelError("missing_label", "examples without a label, left out")
+    if kind.name == "class":
+        return class_names[numbers[0]]
+    return tuple(sorted({class_names[number] for number in numbers}, key=natural))
 
 
 def _builder(path: str) -> Any:
@@ -111,19 +137,46 @@ def _builder(path: str) -> Any:
     return builder
 
 
-def _features(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
+def _features(
+    name: str,
+    features: Mapping[str, Any],
+    kind: LabelKind = LABELS["class"],
+    columns: Sequence[str] = (),
+) -> tuple[str, tuple[str, ...]]:
+    """Returns the names of the picture's feature and of those of its labels."""
+    import tensorflow_datasets
+
+    images = [k for k, v in features.items() if isinstance(v, tensorflow_datasets.features.Image)]
+    labels = [k for k, v in features.items() if _fits(v, kind)]
+    wanted = {"class": "one ClassLabel", "classes": "one sequence of ClassLabel"}.get(kind.name)
+    right = len(labels) == 1
+    if kind.name == "numbers":
+        wanted = f"the numbers that data.label_column names ({first_few(columns)})"
+        right = set(columns) <= set(labels)
+        labels = list(columns)
+    if len(images) != 1 or not right:
+        listed = ", ".join(f"{key}: {type(value).__name__}" for key, value in features.items())
+        raise DataError(
+            f"data.path: TFDS set '{name}' does not fit the task: expected exactly one Image and "
+            f"{wanted}, got {listed}."
+        )
+    return images[0], tuple(labels)
+
+
+def _fits(feature: Any, kind: LabelKind) -> bool:
     import tensorflow_datasets
 
     kinds = tensorflow_datasets.features
-    images = [k for k, v in features.items() if isinstance(v, kinds.Image)]
-    labels = [k for k, v in features.items() if isinstance(v, kinds.ClassLabel)]
-    if len(images) != 1 or len(labels) != 1:
-        listed = ", ".join(f"{key}: {type(value).__name__}" for key, value in features.items())
-        raise DataError(
-            f"data.path: TFDS set '{name}' is no picture classification: expected exactly one "
-            f"Image and one ClassLabel, got {listed}."
-        )
-    return images[0], labels[0]
+    if kind.name == "numbers":
+        number = isinstance(feature, kinds.Tensor) and not isinstance(feature, kinds.ClassLabel)
+        return number and feature.shape == () and np.issubdtype(feature.np_dtype, np.number)
+    if kind.name == "classes":
+        return isinstance(feature, kinds.Sequence) and isinstance(feature.feature, kinds.ClassLabel)
+    return isinstance(feature, kinds.ClassLabel)
+
+
+def _class_names(feature: Any, kind: LabelKind) -> list[str]:
+    return list(feature.names if kind.name == "class" else feature.feature.names)
 
 
 def _parts(name: str, builder: Any, findings: Findings) -> list[tuple[str, str | None]]:
