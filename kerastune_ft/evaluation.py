@@ -17,7 +17,7 @@ from sklearn import metrics
 
 from kerastune_ft import files
 from kerastune_ft.data import images
-from kerastune_ft.tasks import TASKS
+from kerastune_ft.tasks import TASKS, Outputs
 
 if TYPE_CHECKING:
     from kerastune_ft.data import Split
@@ -63,7 +63,9 @@ def evaluate(
     logits = np.asarray(model.predict(dataset.map(lambda pictures, labels: pictures), verbose=0))
     true = np.asarray(split.labels)
     one_hot = np.eye(classes, dtype="float32")[true]
-    loss = TASKS[recipe.task.name].loss(recipe.task.label_smoothing)(one_hot, logits)
+    loss = TASKS[recipe.task.name].loss(recipe.task, Outputs(tuple(class_names)), None)(
+        one_hot, logits
+    )
     return _evaluation(split.names, true, logits, float(loss), class_names)
 
 

@@ -1,53 +1,156 @@
-"""The tasks: loss, metrics and what a label is. A new task is one row of `TASKS`.
+"""The tasks: labels, loss, metrics and scores. A new task is one row of `TASKS`.
 
-Heads return logits; the loss and the metrics take them so. Labels reach training one-hot, because
-MixUp, CutMix and label smoothing need shares of classes.
+Heads of classifiers return logits; their losses and metrics take them so. The class of a picture
+reaches training one-hot, because MixUp, CutMix and label smoothing need shares of classes. A
+regressor returns numbers in their own units, and its loss divides by their standard deviations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import keras
 
+    from kerastune_ft.recipe import Task
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the numbers that a model returns stand for; a run keeps it beside the model.
+
+    Args:
+        names: Of the classes or targets, in their order.
+        mean: Of each target over the training examples, in its own units; () for classes.
+        std: Standard deviation of each target, likewise.
+        thresholds: Probability from which a label is given, one per label; () where the task has
+            none.
+    """
+
+    names: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    thresholds: tuple[float, ...] = ()
+
 
 @dataclass(frozen=True)
 class TaskRow:
-    """Holds what training and evaluation need to know about a task.
+    """Holds what data, training and evaluation need to know about a task.
 
     Args:
         name: As written in recipes.
         description: One line for `kft ls tasks`.
-        loss: From label smoothing, 0..1, to a Keras loss on `(one-hot, logits)`.
-        metrics: Makes fresh Keras metrics on the same.
+        labels: Their kind, a key of `data.labels.LABELS`.
+        weighs: What `train.class_weight` weighs: whole `examples` of a class, or in the loss the
+            `positives` of each label; None where there are no classes.
+        metric: Name of the metric that is watched while training.
+        metric_mode: Whether it gets better upwards or downwards.
+        headline: The score that stands for a run in a list; more is better.
+        loss: Makes the loss from the recipe's `task`, the outputs and, where the loss weighs
+            them, the weights of positives.
+        metrics: Makes fresh Keras metrics for the outputs.
     """
 
     name: str
     description: str
-    loss: Callable[[float], keras.losses.Loss]
-    metrics: Callable[[], list[keras.metrics.Metric]]
+    labels: Literal["class", "classes", "numbers"]
+    weighs: Literal["examples", "positives"] | None
+    metric: str
+    metric_mode: Literal["max", "min"]
+    headline: str
+    loss: Callable[[Task, Outputs, Sequence[float] | None], keras.losses.Loss]
+    metrics: Callable[[Outputs], list[keras.metrics.Metric]]
 
 
-def _categorical_crossentropy(label_smoothing: float) -> keras.losses.Loss:
+def _categorical_crossentropy(
+    task: Task, outputs: Outputs, positive_weights: Sequence[float] | None
+) -> keras.losses.Loss:
     import keras
 
-    return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+    return keras.losses.CategoricalCrossentropy(
+        from_logits=True, label_smoothing=task.label_smoothing
+    )
 
 
-def _accuracy() -> list[keras.metrics.Metric]:
+def _binary_crossentropy(
+    task: Task, outputs: Outputs, positive_weights: Sequence[float] | None
+) -> keras.losses.Loss:
+    from kerastune_ft import losses
+
+    return losses.WeightedBinaryCrossentropy(positive_weights, task.label_smoothing)
+
+
+def _standardised_error(
+    task: Task, outputs: Outputs, positive_weights: Sequence[float] | None
+) -> keras.losses.Loss:
+    from kerastune_ft import losses
+
+    return losses.StandardisedError(task.loss or "mse", outputs.std)
+
+
+def _accuracy(outputs: Outputs) -> list[keras.metrics.Metric]:
     import keras
 
     return [keras.metrics.CategoricalAccuracy(name="accuracy")]
 
 
+def _area_under_curve(outputs: Outputs) -> list[keras.metrics.Metric]:
+    from kerastune_ft import losses
+
+    return [losses.LabelAUC(len(outputs.names))]
+
+
+def _absolute_error(outputs: Outputs) -> list[keras.metrics.Metric]:
+    from kerastune_ft import losses
+
+    return [losses.mean_absolute_error(mae_scale(outputs))]
+
+
+def mae_scale(outputs: Outputs) -> tuple[float, ...]:
+    """Returns what the errors of each target are divided by in the one figure `mae`.
+
+    One target is measured in its own unit. Several may have several units, whose errors cannot
+    be averaged: they are measured in standard deviations of the training examples.
+    """
+    return outputs.std if len(outputs.std) > 1 else (1.0,)
+
+
 TASKS: dict[str, TaskRow] = {
     "image_classification": TaskRow(
         name="image_classification",
-        description="one label per picture; softmax cross-entropy, accuracy",
+        description="one class per picture; softmax cross-entropy, accuracy",
+        labels="class",
+        weighs="examples",
+        metric="accuracy",
+        metric_mode="max",
+        headline="accuracy",
         loss=_categorical_crossentropy,
         metrics=_accuracy,
+    ),
+    "image_multilabel": TaskRow(
+        name="image_multilabel",
+        description="any number of classes per picture; sigmoid cross-entropy, area under the "
+        "precision-recall curve, thresholds tuned on validation",
+        labels="classes",
+        weighs="positives",
+        metric="auc_pr",
+        metric_mode="max",
+        headline="macro_f1",
+        loss=_binary_crossentropy,
+        metrics=_area_under_curve,
+    ),
+    "image_regression": TaskRow(
+        name="image_regression",
+        description="one or several numbers per picture; squared, absolute or Huber error of "
+        "standardised targets, mean absolute error",
+        labels="numbers",
+        weighs=None,
+        metric="mae",
+        metric_mode="min",
+        headline="r2",
+        loss=_standardised_error,
+        metrics=_absolute_error,
     ),
 }

@@ -21,7 +21,7 @@ import keras
 from kerastune_ft import callbacks, files, models, optimizers
 from kerastune_ft.data import Splits, augmentation, images
 from kerastune_ft.errors import TrainingError
-from kerastune_ft.tasks import TASKS
+from kerastune_ft.tasks import TASKS, TaskRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,10 +85,12 @@ def check(recipe: Recipe, splits: Splits) -> None:
     """Refuses what the recipe asks of its data and the data cannot give, before anything is built.
 
     Raises:
-        DataError: If `train.class_weight` names a class that the data lacks.
+        DataError: If `train.class_weight` names a class that the data lacks, or pictures do not
+            have `backbone.channels`.
         TrainingError: If early stopping monitors a validation split that is empty.
     """
     splits.class_weights(recipe.train.class_weight)
+    images.check_channels(splits.all, recipe.backbone.channels)
     stopping = recipe.train.early_stopping
     if not len(splits.validation.labels) and stopping and stopping.monitor.startswith("val_"):
         raise TrainingError(
@@ -152,9 +154,13 @@ def train(
     history = History()
     task = TASKS[recipe.task.name]
     batch_size = recipe.data.batch_size
-    size = recipe.backbone.side
-    augment = augmentation.Augmentation(recipe.data.augmentation, size)
+    size, channels = recipe.backbone.side, recipe.backbone.channels
+    augment = augmentation.Augmentation(recipe.data.augmentation, size, channels)
+    outputs = splits.outputs
     class_weights = splits.class_weights(recipe.train.class_weight)
+    positive_weights = None
+    if class_weights is not None and task.weighs == "positives":
+        positive_weights = class_weights.tolist()
     validation = _validation_data(recipe, splits)
     plans = plan(model, recipe.train, len(splits.train.labels), batch_size)
     done = 0
@@ -167,13 +173,15 @@ def train(
         # Keras would create the slots while it traces the train step, and TensorFlow traces a
         # step that creates variables twice: this halves the time to the first step.
         optimizer.build(model.trainable_variables)
-        model.compile(optimizer, task.loss(recipe.task.label_smoothing), metrics=task.metrics())
+        loss = task.loss(recipe.task, outputs, positive_weights)
+        model.compile(optimizer, loss, metrics=task.metrics(outputs))
         epochs = range(done, done + stage.epochs)
         console.print(_headline(number, len(plans), stage_plan))
         training = images.dataset(
             splits.train.content,
             splits.train.labels,
             image_size=size,
+            channels=channels,
             batch_size=batch_size,
             num_classes=len(splits.class_names),
             resize=recipe.data.resize,
@@ -181,7 +189,7 @@ def train(
             shuffle=True,
             epochs=epochs,
             augment=augment,
-            class_weights=class_weights,
+            class_weights=class_weights if task.weighs == "examples" else None,
         )
         audit = callbacks.FreezeAudit()
         bar = callbacks.ProgressBar(console, epochs.stop, stage_plan.steps)
@@ -204,7 +212,7 @@ def train(
                     bar,
                     callbacks.StopOnNaN(stage_plan.name),
                     callbacks.EpochRows(stage_plan.name, len(splits.train.labels), receivers),
-                    *_early_stopping(recipe.train),
+                    *_early_stopping(recipe.train, task),
                     *_tensorboard(recipe.train, run),
                     SaveModel(run),
                     audit,
@@ -280,20 +288,21 @@ def _validation_data(recipe: Recipe, splits: Splits) -> Any:
         splits.validation.content,
         splits.validation.labels,
         image_size=recipe.backbone.side,
+        channels=recipe.backbone.channels,
         batch_size=recipe.data.batch_size,
         num_classes=len(splits.class_names),
         resize=recipe.data.resize,
     )
 
 
-def _early_stopping(train: Train) -> list[keras.callbacks.Callback]:
+def _early_stopping(train: Train, task: TaskRow) -> list[keras.callbacks.Callback]:
     choice = train.early_stopping
     if choice is None:
         return []
     return [
         keras.callbacks.EarlyStopping(
             monitor=choice.monitor,
-            mode="max" if choice.monitor.endswith("accuracy") else "min",
+            mode="min" if choice.monitor.endswith("loss") else task.metric_mode,
             patience=choice.patience,
             min_delta=choice.min_delta,
             restore_best_weights=choice.restore_best_weights,

@@ -16,7 +16,7 @@ LEVELS = [
     {"errors", "files"},
     {"backbones"},
     {"recipe", "recipe_checks", "recipe_tree"},
-    {"tasks", "optimizers", "runs", "devices", "starters"},
+    {"losses", "tasks", "optimizers", "runs", "devices", "starters"},
     {"data"},
     {"heads", "models"},
     {"callbacks"},

@@ -33,6 +33,7 @@ from kerastune_ft.data.labels import (
 from kerastune_ft.data.sources import SOURCES
 from kerastune_ft.data.tables import Content, Finding, Table, because, finding, first_few
 from kerastune_ft.errors import DataError, did_you_mean
+from kerastune_ft.tasks import Outputs
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Data
@@ -98,6 +99,15 @@ class Splits:
     def all(self) -> tuple[Split, Split, Split]:
         """Train, validation, test."""
         return self.train, self.validation, self.test
+
+    @property
+    def outputs(self) -> Outputs:
+        """What a model of this data returns."""
+        return Outputs(
+            self.class_names,
+            mean=tuple(target.mean for target in self.targets),
+            std=tuple(target.std for target in self.targets),
+        )
 
     def class_weights(
         self, how: Literal["balanced"] | Mapping[str, float] | None
@@ -287,6 +297,16 @@ def class_weights(
             )
         weights[list(class_names).index(name)] = weight
     return weights
+
+
+def outputs_of(record: Mapping[str, Any]) -> Outputs:
+    """Returns what a model returns that was trained on data with this `Splits.record()`."""
+    targets = record.get("targets", {}).values()
+    return Outputs(
+        tuple(record["class_names"]),
+        mean=tuple(target["mean"] for target in targets),
+        std=tuple(target["std"] for target in targets),
+    )
 
 
 def label_contract(class_names: Sequence[str]) -> str:
