@@ -145,23 +145,10 @@ def evaluate(run: Path, path: str | None) -> None:
     workflow = _workflow()
     from kerastune_ft import predictions
 
-    _, split, found = predictions.evaluate(opened, path)
-    scores = found.scores
+    recipe, split, found = predictions.evaluate(opened, path)
     console = _console()
     workflow.show_findings(console, split.findings)
-    console.print(
-        f"{split.name}: {scores['examples']} examples, accuracy {scores['accuracy']:.4f}, "
-        f"macro F1 {scores['macro_f1']:.4f}, loss {scores['loss']:.4f}",
-        highlight=False,
-    )
-    for label, row in scores["per_class"].items():
-        if row["support"]:
-            console.print(
-                f"  {label:<24} precision {row['precision']:.3f}  recall {row['recall']:.3f}  "
-                f"f1 {row['f1']:.3f}  of {row['support']}",
-                highlight=False,
-                markup=False,
-            )
+    workflow.show_evaluation(console, recipe, split.name, found.scores)
 
 
 @main.command()

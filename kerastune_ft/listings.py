@@ -159,11 +159,18 @@ def _runs(runs_dir: Path) -> list[Row]:
                 "state": state,
                 "backbone": recipe.backbone.name if recipe else None,
                 "data": f"{recipe.data.source} {recipe.data.path}" if recipe else None,
-                "accuracy": round(best["accuracy"], 4) if best else None,
+                **_score(recipe, best),
                 "epochs": scores["training"]["epochs"] if scores else None,
             }
         )
     return found
+
+
+def _score(recipe: recipes.Recipe | None, scores: dict[str, Any]) -> Row:
+    """Returns the score that stands for a run and its name."""
+    name = TASKS[recipe.task.name].headline if recipe and scores else None
+    figure = scores[name] if name else None
+    return {"metric": name, "score": None if figure is None else round(figure, 4)}
 
 
 def _sources(_: Path) -> list[Row]:

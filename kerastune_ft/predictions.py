@@ -1,7 +1,8 @@
 """Uses a finished run: scores it again, on its own or on other data, and predicts.
 
 run = Run.open("runs/mobilenet")
-evaluate(run).scores["accuracy"]
+recipe, split, found = evaluate(run)
+found.scores["accuracy"]
 for prediction in predict(run, [Path("photo.jpg")]): ...
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from kerastune_ft import data, evaluation
 from kerastune_ft import recipe as recipes
 from kerastune_ft.data import Split, images
 from kerastune_ft.errors import DataError, RunError
-from kerastune_ft.evaluation import Evaluation
+from kerastune_ft.evaluation import EVALUATORS, Evaluation
 from kerastune_ft.recipe import Recipe
 from kerastune_ft.runs import Run
+from kerastune_ft.tasks import TASKS, Outputs
 
 
 def load_model(run: Run) -> keras.Model:
@@ -46,19 +49,19 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
 
     Args:
         run: A run with a model.
-        path: A folder of class sub-folders or a CSV file with the run's label column. All of it
+        path: A folder of class sub-folders or a CSV file with the run's label columns. All of it
             is scored or, if it has splits of its own, its test split. `None` for the run's own
             test split (its validation split if it has no other), which must not have changed.
 
     Returns:
-        The recipe, what was scored and how it went.
+        The recipe, what was scored and how it went, with the run's own thresholds.
 
     Raises:
         DataError: If the data changed, or has a class that the run does not know.
     """
-    recipe, class_names = _contract(run)
-    split = _own_split(run, recipe) if path is None else _other_data(recipe, path, class_names)
-    return recipe, split, evaluation.evaluate(load_model(run), recipe, split, class_names)
+    recipe, outputs = contract(run)
+    split = _own_split(run, recipe) if path is None else _other_data(recipe, path, outputs)
+    return recipe, split, evaluation.evaluate(load_model(run), recipe, split, outputs)
 
 
 def predict(run: Run, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -69,49 +72,63 @@ def predict(run: Run, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
         paths: Files, or folders whose files are taken in order of their names.
 
     Yields:
-        `path`, `predicted`, `probability`, `p:<class>` for each class, and `error`: None, or for
-        a file that is not a readable picture the reason, with the figures None.
+        `path`; what the model says: `predicted`, `probability` of one class, `p:<class>` for each
+        class, or `predicted:<target>` for each number; and `error`: None, or for a file that is
+        not a readable picture the reason, with the figures None.
 
     Raises:
         DataError: If a path does not exist or there is no file.
     """
-    recipe, class_names = _contract(run)
+    recipe, outputs = contract(run)
+    how = EVALUATORS[recipe.task.name]
     found = list(_files(paths))
     if not found:
         raise DataError("nothing to predict: expected at least one file or a folder with files.")
     model = load_model(run)
-    size = recipe.backbone.side
-    columns = ("path", "predicted", "probability", *(f"p:{name}" for name in class_names))
-    nothing: dict[str, Any] = dict.fromkeys(columns)
+    size, channels = recipe.backbone.side, recipe.backbone.channels
+    nothing: dict[str, Any] = dict.fromkeys(how.says(np.zeros(len(outputs.names)), outputs))
     for start in range(0, len(found), recipe.data.batch_size):
         names = found[start : start + recipe.data.batch_size]
         pictures: list[np.ndarray | str] = []
         for path in names:
             try:
-                pictures.append(images.decode_file(path, size, recipe.data.resize))
+                pictures.append(
+                    images.decode_file(path, size, recipe.data.resize, channels=channels)
+                )
             except DataError as error:
                 pictures.append(str(error))
         good = [picture for picture in pictures if not isinstance(picture, str)]
         # One shape for every batch but the last, so that Keras traces once.
-        shares = iter(
-            evaluation.probabilities(np.asarray(model.predict(np.stack(good), verbose=0)))
-            if good
-            else ()
+        said = iter(
+            how.activate(np.asarray(model.predict(np.stack(good), verbose=0))) if good else ()
         )
         for path, picture in zip(names, pictures, strict=True):
             if isinstance(picture, str):
-                yield {**nothing, "path": str(path), "error": picture}
+                yield {"path": str(path), **nothing, "error": picture}
             else:
-                row = evaluation.prediction_row(str(path), next(shares), class_names)
-                yield {**row, "error": None}
+                yield {"path": str(path), **how.says(next(said), outputs), "error": None}
 
 
-def _contract(run: Run) -> tuple[Recipe, tuple[str, ...]]:
-    return recipes.load(run.recipe_path), tuple(run.read_json("data")["class_names"])
+def contract(run: Run) -> tuple[Recipe, Outputs]:
+    """Returns a run's recipe and what its model returns.
+
+    Thresholds of labels are those that the run tuned when it was finished; 0.5 before.
+
+    Raises:
+        RunError: If a document of the run is missing or damaged.
+        RecipeError: If its recipe is no longer valid.
+    """
+    recipe = recipes.load(run.recipe_path)
+    outputs = data.outputs_of(run.read_json("data"))
+    if run.has("thresholds"):
+        classes = run.read_json("thresholds")["classes"]
+        thresholds = tuple(classes[name]["threshold"] for name in outputs.names)
+        outputs = replace(outputs, thresholds=thresholds)
+    return recipe, outputs
 
 
 def _own_split(run: Run, recipe: Recipe) -> Split:
-    splits = data.load(recipe.data)
+    splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
     recorded = run.read_json("data")["split_fingerprint"]
     if splits.fingerprint != recorded:
         raise DataError(
@@ -119,14 +136,13 @@ def _own_split(run: Run, recipe: Recipe) -> Split:
             "split is no longer the one that was held out; score with --data PATH on data that "
             "the run has not seen."
         )
-    return splits.test if len(splits.test.labels) else splits.validation
+    return splits.test if len(splits.test) else splits.validation
 
 
-def _other_data(recipe: Recipe, path: str, class_names: tuple[str, ...]) -> Split:
+def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:
     source = "image_csv" if Path(path).is_file() else "image_folder"
-    return data.load_all(
-        recipe.data.model_copy(update={"source": source, "path": path}), class_names
-    )
+    choice = recipe.data.model_copy(update={"source": source, "path": path})
+    return data.load_all(choice, outputs.names, TASKS[recipe.task.name].labels)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

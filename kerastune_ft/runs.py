@@ -25,7 +25,7 @@ from typing import Any, Literal
 from kerastune_ft import files
 from kerastune_ft.errors import RunError
 
-Document = Literal["status", "environment", "data", "audit", "scores"]
+Document = Literal["status", "environment", "data", "audit", "scores", "thresholds"]
 State = Literal["running", "finished", "interrupted", "failed"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -152,6 +152,10 @@ class Run:
         """Writes one of the run's JSON documents."""
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         files.write_text(self.path / f"{name}.json", text + "\n")
+
+    def has(self, name: Document) -> bool:
+        """Whether the run has one of its JSON documents."""
+        return (self.path / f"{name}.json").is_file()
 
     def read_json(self, name: Document) -> dict[str, Any]:
         """Reads one of the run's JSON documents.

@@ -92,7 +92,7 @@ def check(recipe: Recipe, splits: Splits) -> None:
     splits.class_weights(recipe.train.class_weight)
     images.check_channels(splits.all, recipe.backbone.channels)
     stopping = recipe.train.early_stopping
-    if not len(splits.validation.labels) and stopping and stopping.monitor.startswith("val_"):
+    if not len(splits.validation) and stopping and stopping.monitor.startswith("val_"):
         raise TrainingError(
             f"train.early_stopping.monitor: '{stopping.monitor}' needs a validation split and "
             "there is none; set data.split.validation, or monitor 'loss', or set "
@@ -162,7 +162,7 @@ def train(
     if class_weights is not None and task.weighs == "positives":
         positive_weights = class_weights.tolist()
     validation = _validation_data(recipe, splits)
-    plans = plan(model, recipe.train, len(splits.train.labels), batch_size)
+    plans = plan(model, recipe.train, len(splits.train), batch_size)
     done = 0
     for number, stage_plan in enumerate(plans, 1):
         stage = stage_plan.stage
@@ -211,7 +211,7 @@ def train(
                 callbacks=[
                     bar,
                     callbacks.StopOnNaN(stage_plan.name),
-                    callbacks.EpochRows(stage_plan.name, len(splits.train.labels), receivers),
+                    callbacks.EpochRows(stage_plan.name, len(splits.train), receivers),
                     *_early_stopping(recipe.train, task),
                     *_tensorboard(recipe.train, run),
                     SaveModel(run),
@@ -282,7 +282,7 @@ def _show_epoch(console: Console, last_epoch: int, row: dict[str, Any]) -> None:
 
 
 def _validation_data(recipe: Recipe, splits: Splits) -> Any:
-    if not len(splits.validation.labels):
+    if not len(splits.validation):
         return None
     return images.dataset(
         splits.validation.content,

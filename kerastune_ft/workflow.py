@@ -7,7 +7,7 @@ run.read_json("scores")["test"]["accuracy"]
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kerastune_ft import backbones, data, devices, evaluation, models, training
+from kerastune_ft import (
+    backbones,
+    data,
+    devices,
+    evaluation,
+    figures,
+    models,
+    predictions,
+    training,
+)
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
+from kerastune_ft.errors import KftError
+from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.runs import Run
+from kerastune_ft.tasks import TASKS
 
 if TYPE_CHECKING:
     import keras
@@ -26,6 +38,8 @@ if TYPE_CHECKING:
     from kerastune_ft.data import Splits
     from kerastune_ft.data.tables import Finding
     from kerastune_ft.recipe import Recipe
+
+_MOST_ROWS = 50
 
 
 def fit(
@@ -56,18 +70,19 @@ def fit(
     with _new_run(runs_dir, name, default_name) as run:
         devices.set_seed(recipe.train.seed, recipe.train.deterministic)
         recipe = _resolved(recipe)
-        splits = data.load(recipe.data)
+        splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
         _show_data(console, splits)
         training.check(recipe, splits)
         _fetch_weights(recipe, console)
         model = build(recipe, splits)
+        _take_over_head(console, recipe, model, splits)
         _show_plan(console, recipe, model, splits)
         _record_beginning(run, recipe, splits)
     with _recorded(run, model, console):
         history = training.train(model, recipe, splits, run, console)
         training.save(model, run)
         scores = _evaluate(run, recipe, model, splits, history)
-    _show_scores(console, run, scores, splits)
+    _show_scores(console, run, recipe, scores)
     return run
 
 
@@ -81,28 +96,63 @@ def plan(recipe: Recipe, console: Console) -> None:
         recipe: From `recipe.load`.
         console: Where to.
     """
-    splits = data.load(recipe.data)
+    splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
     _show_data(console, splits)
     training.check(recipe, splits)
     choice = recipe.backbone
     if choice.weights_path is None:
         choice = choice.model_copy(update={"weights": "none"})
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
+    _take_over_head(console, recipe, model, splits)
     _show_plan(console, recipe, model, splits)
 
 
 def build(recipe: Recipe, splits: Splits) -> keras.Model:
-    """Builds the model of a recipe for the classes of its data."""
-    choice = recipe.backbone
-    return models.image_classifier(
+    """Builds the model of a recipe for the classes or targets of its data."""
+    choice, head, outputs = recipe.backbone, recipe.task, splits.outputs
+    units = {"mean": outputs.mean, "std": outputs.std} if outputs.std else {}
+    return _BUILDERS[recipe.task.name](
         choice.name,
-        len(splits.class_names),
+        len(outputs.names),
         weights=choice.tag,
         image_size=choice.side,
+        channels=choice.channels,
         alpha=choice.alpha,
-        dropout=recipe.task.dropout,
+        pooling=head.pooling,
+        hidden=head.hidden,
+        dropout=head.dropout,
         seed=recipe.train.seed,
+        **units,
     )
+
+
+_BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    "image_classification": models.image_classifier,
+    "image_multilabel": models.image_multilabel,
+    "image_regression": models.image_regressor,
+}
+
+
+def _take_over_head(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
+    """Begins with the head of a former run, if its folder gives the weights and it fits."""
+    path = recipe.backbone.weights_path
+    if path is None or not path.is_dir():
+        return
+    try:
+        former = Run.open(path)
+        former_recipe, former_outputs = predictions.contract(former)
+        if former_recipe.task.name == recipe.task.name:
+            said = models.take_over_head(
+                model,
+                predictions.load_model(former),
+                former_outputs.names,
+                splits.class_names,
+            )
+        else:
+            said = f"head is new: the former run's task is {former_recipe.task.name}"
+    except KftError as error:  # the network is here already: what the head meant is not known
+        said = f"head is new: {error}"
+    console.print(f"[bold]head[/]     {escape(said.removeprefix('head '))}", highlight=False)
 
 
 def _fetch_weights(recipe: Recipe, console: Console) -> None:
@@ -171,21 +221,25 @@ def _record_beginning(run: Run, recipe: Recipe, splits: Splits) -> None:
 def _evaluate(
     run: Run, recipe: Recipe, model: keras.Model, splits: Splits, history: training.History
 ) -> dict[str, Any]:
+    """Scores validation, which sets thresholds where the task has some, then test."""
     scores: dict[str, Any] = {}
+    how, outputs = EVALUATORS[recipe.task.name], splits.outputs
     for split in (splits.validation, splits.test):
-        if not len(split.labels):
+        if not len(split):
             continue
-        found = evaluation.evaluate(model, recipe, split, splits.class_names)
+        tune = split is splits.validation
+        found = evaluation.evaluate(model, recipe, split, outputs, tune=tune)
+        outputs = found.outputs
         scores[split.name] = found.scores
-        if split is splits.test or not len(splits.test.labels):
+        if tune and outputs.thresholds:
+            run.write_json("thresholds", evaluation.threshold_record(found))
+        if split is splits.test or not len(splits.test):
             run.write_table(run.predictions_path, found.rows)
-            evaluation.draw_confusion_matrix(
-                found.confusion,
-                splits.class_names,
-                run.figure_path("confusion_matrix"),
-                f"{run.name}: {split.name}, accuracy {found.scores['accuracy']:.3f}",
-            )
-    evaluation.draw_learning_curves(history.rows, run.figure_path("learning_curves"))
+            title = f"{run.name}: {split.name}, {how.headline(found.scores)[0]}"
+            how.draw(found.true, found.predicted, outputs, run.figure_path(how.figure), title)
+    figures.draw_learning_curves(
+        history.rows, TASKS[recipe.task.name].metric, run.figure_path("learning_curves")
+    )
     scores["training"] = {
         "epochs": len(history.rows),
         "seconds": sum(row["seconds"] for row in history.rows),
@@ -197,14 +251,28 @@ def _evaluate(
 
 def _show_data(console: Console, splits: Splits) -> None:
     counts = ", ".join(
-        f"{len(split.labels):,} {split.name}"
-        for split in (splits.train, splits.validation, splits.test)
+        f"{len(split):,} {split.name}" for split in (splits.train, splits.validation, splits.test)
     )
     origin = escape(f"{splits.source} {splits.path}")
     console.print(f"[bold]data[/]     {origin}: {counts}", highlight=False)
-    names = ", ".join(splits.class_names[:12]) + (" ..." if len(splits.class_names) > 12 else "")
-    console.print(f"         {len(splits.class_names)} classes: {escape(names)}", highlight=False)
+    count = len(splits.class_names)
+    one, several = ("target", "targets") if splits.targets else ("class", "classes")
+    names = ", ".join(_described(splits)[:12]) + (" ..." if count > 12 else "")
+    console.print(
+        f"         {count} {one if count == 1 else several}: {escape(names)}", highlight=False
+    )
     show_findings(console, splits.findings)
+
+
+def _described(splits: Splits) -> list[str]:
+    """Returns the names of classes, or of targets with their scale in the training split."""
+    if not splits.targets:
+        return list(splits.class_names)
+    return [
+        f"{name} ({target.min:.4g} to {target.max:.4g}, mean {target.mean:.4g}, "
+        f"standard deviation {target.std:.4g})"
+        for name, target in zip(splits.class_names, splits.targets, strict=True)
+    ]
 
 
 def show_findings(console: Console, findings: Sequence[Finding]) -> None:
@@ -216,7 +284,7 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 
 def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
-    plans = training.plan(model, recipe.train, len(splits.train.labels), recipe.data.batch_size)
+    plans = training.plan(model, recipe.train, len(splits.train), recipe.data.batch_size)
     blocks = models.blocks(model)
     height, width = recipe.backbone.side
     console.print(
@@ -253,32 +321,51 @@ def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Spl
     console.print(table)
 
 
-def _show_scores(console: Console, run: Run, scores: dict[str, Any], splits: Splits) -> None:
+def show_evaluation(console: Console, recipe: Recipe, name: str, scores: dict[str, Any]) -> None:
+    """Prints what a split scored: a line per class or target, and one for all.
+
+    Args:
+        console: Where to.
+        recipe: Says which task it was.
+        name: Of the split.
+        scores: Of an `Evaluation`.
+    """
+    how = EVALUATORS[recipe.task.name]
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column(name)
+    for column in how.columns:
+        table.add_column(column.title, justify="right")
+    # Nothing is known of a class without an example.
+    rows = {label: row for label, row in scores[how.per].items() if row.get("support", 1)}
+    for label, row in list(rows.items())[:_MOST_ROWS]:
+        figures_ = (evaluation.shown(row[column.key], column.form) for column in how.columns)
+        table.add_row(escape(label), *figures_)
+    console.print(table)
+    if len(rows) > _MOST_ROWS:
+        console.print(f"  and {len(rows) - _MOST_ROWS} more", highlight=False)
+    first, *rest = how.headline(scores)
+    line = f"[bold]{name} {first}[/]  {'  '.join(rest)}  of {scores['examples']:,} examples"
+    console.print(line, highlight=False)
+
+
+def _show_scores(console: Console, run: Run, recipe: Recipe, scores: dict[str, Any]) -> None:
     name = "test" if "test" in scores else "validation"
     if name not in scores:
         console.print("nothing to score on: no validation and no test split.")
     else:
-        found = scores[name]
-        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-        for column in (name, "precision", "recall", "f1", "examples"):
-            table.add_column(column, justify="left" if column == name else "right")
-        for label in splits.class_names[:50]:
-            row = found["per_class"][label]
-            figures = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
-            table.add_row(escape(label), *figures, str(row["support"]))
-        console.print(table)
-        console.print(
-            f"[bold]{name} accuracy {found['accuracy']:.4f}[/]  macro F1 {found['macro_f1']:.4f}  "
-            f"loss {found['loss']:.4f}  (always the commonest class: "
-            f"{found['majority_accuracy']:.3f})"
-        )
+        show_evaluation(console, recipe, name, scores[name])
+    how = EVALUATORS[recipe.task.name]
     console.print(f"everything is in [bold]{escape(str(run.path))}[/]:")
     for path, meaning in (
         (run.model_path, "the model; keras.models.load_model reads it"),
-        (run.path / "scores.json", "loss, accuracy, precision, recall, F1"),
-        (run.predictions_path, "every test picture with its probabilities"),
-        (run.figure_path("confusion_matrix"), "which classes are taken for which"),
-        (run.figure_path("learning_curves"), "loss, accuracy, learning rate"),
+        (run.path / "scores.json", how.meanings["scores"]),
+        (run.predictions_path, how.meanings["predictions"]),
+        (run.path / "thresholds.json", "the probability from which each class is named"),
+        (run.figure_path(how.figure), how.meanings["figure"]),
+        (
+            run.figure_path("learning_curves"),
+            f"loss, {TASKS[recipe.task.name].metric}, learning rate",
+        ),
         (run.recipe_path, "every setting; kft fit runs it again"),
     ):
         if path.exists():

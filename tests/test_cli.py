@@ -352,7 +352,8 @@ def test_a_damaged_run_is_refused_and_does_not_hide_others(run: Path, tmp_path: 
         ("damaged", "damaged"),
         ("sound", "finished"),
     ]
-    assert listed[1]["accuracy"] == pytest.approx(
+    assert listed[1]["metric"] == "accuracy"
+    assert listed[1]["score"] == pytest.approx(
         document(run, "scores")["test"]["accuracy"], abs=1e-4
     )
 

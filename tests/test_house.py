@@ -21,7 +21,7 @@ LEVELS = [
     {"heads", "models"},
     {"callbacks"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "figures"},
     {"predictions"},
     {"workflow"},
     {"listings"},
