@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
 import numpy as np
@@ -23,17 +23,23 @@ from kerastune_ft.errors import TrainingError
 if TYPE_CHECKING:
     from rich.console import Console
 
+_Role: TypeAlias = Literal["frozen", "trained", "statistics"]
+
 
 @dataclass(frozen=True)
 class AuditReport:
     """What a freeze audit found.
 
     Args:
-        frozen: Weights that had to stay, BatchNormalization statistics included.
+        frozen: Weights that had to stay, BatchNormalization statistics included unless their
+            layer trains.
         frozen_moved: Paths of those that moved; empty in a sound stage.
         trained: Weights that were to move.
         trained_still: Paths of those that stayed. A few are normal (a dead unit's bias).
         blocks_still: Blocks that were to train and of which nothing moved; empty in a sound stage.
+        statistics: Weights that no gradient reaches but whose layer trains, and moves them itself:
+            BatchNormalization's under `batch_norm: train`.
+        statistics_still: How many of them stayed.
     """
 
     frozen: int
@@ -41,6 +47,8 @@ class AuditReport:
     trained: int
     trained_still: tuple[str, ...]
     blocks_still: tuple[str, ...]
+    statistics: int = 0
+    statistics_still: int = 0
 
     @property
     def passed(self) -> bool:
@@ -69,15 +77,18 @@ class FreezeAudit(keras.callbacks.Callback):
         super().__init__()
         self.raises = raises
         self.report: AuditReport | None = None
-        self._before: dict[str, tuple[str, bool, bytes]] = {}
+        self._before: dict[str, tuple[_Role, bytes]] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes the digests."""
         self.report = None
-        marked = {id(variable) for variable in self.model.trainable_variables}
+        role: dict[int, _Role] = {id(v): "trained" for v in self.model.trainable_variables}
+        for layer in models.layers_of(self.model):
+            if layer.trainable and isinstance(layer, keras.layers.BatchNormalization):
+                role |= {id(v): "statistics" for v in layer.non_trainable_variables}
         self._before = {
-            path: (block, id(weight) in marked, _digest(weight))
-            for block, path, weight in models.named_weights(self.model)
+            path: (role.get(id(weight), "frozen"), _digest(weight))
+            for _, path, weight in models.named_weights(self.model)
         }
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -85,26 +96,31 @@ class FreezeAudit(keras.callbacks.Callback):
         _sync(self.model)
         frozen_moved: list[str] = []
         trained_still: list[str] = []
+        statistics_still = 0
         moved_blocks: set[str] = set()
         trained_blocks: dict[str, None] = {}
         for block, path, weight in models.named_weights(self.model):
-            _, trainable, digest = self._before[path]
+            role, digest = self._before[path]
             moved = _digest(weight) != digest
-            if trainable:
+            if role == "trained":
                 trained_blocks[block] = None
                 if moved:
                     moved_blocks.add(block)
                 else:
                     trained_still.append(path)
+            elif role == "statistics":
+                statistics_still += not moved
             elif moved:
                 frozen_moved.append(path)
-        trained = sum(trainable for _, trainable, _ in self._before.values())
+        roles = [role for role, _ in self._before.values()]
         self.report = AuditReport(
-            frozen=len(self._before) - trained,
+            frozen=roles.count("frozen"),
             frozen_moved=tuple(frozen_moved),
-            trained=trained,
+            trained=roles.count("trained"),
             trained_still=tuple(trained_still),
             blocks_still=tuple(block for block in trained_blocks if block not in moved_blocks),
+            statistics=roles.count("statistics"),
+            statistics_still=statistics_still,
         )
         if self.raises and not self.report.passed:
             raise TrainingError(_failure(self.report))

@@ -236,10 +236,11 @@ def _build(
     row = backbones.get(backbone)
     height, width = _size(row, image_size)
     tag = next(iter(row.weights)) if weights is None else weights
-    more = {} if channels == 3 else {"channels": channels}
-    network = networks.build(row, image_size=(height, width), weights=tag, alpha=alpha, **more)
+    network = networks.build(
+        row, image_size=(height, width), weights=tag, alpha=alpha, channels=channels
+    )
     inputs = keras.Input((height, width, channels), name="image")
-    rule = row.weights_of(network.name.rpartition(".")[2]).pixels
+    rule = networks.rule(row, networks.tag_of(network))
     features = network(networks.pixels(rule, channels)(inputs))
     return keras.Model(inputs, head.apply(features), name=name or row.name)
 
@@ -251,12 +252,12 @@ def backbone_of(model: keras.Model) -> tuple[keras.Model, backbones.Backbone]:
         ModelError: If the model holds none of the known backbones.
     """
     for layer in model.layers:
-        name, _, tag = layer.name.partition(".")
-        if isinstance(layer, keras.Model) and tag and name in backbones.BACKBONES:
-            return layer, backbones.get(name)
+        row = networks.row_of(layer) if isinstance(layer, keras.Model) else None
+        if row is not None:
+            return layer, row
     raise ModelError(
         f"model '{model.name}': no backbone found in it; expected a model made by "
-        "kerastune_ft.image_classifier, or one reloaded from its '.keras' file."
+        "kerastune_ft, such as image_classifier, or one reloaded from its '.keras' file."
     )
 
 
@@ -270,12 +271,13 @@ def blocks(model: keras.Model) -> list[Block]:
         ModelError: If the model holds no known backbone.
     """
     network, row = backbone_of(model)
+    cuts = networks.cuts(network, row)
     names = [layer.name for layer in network.layers]
-    ends = [names.index(cut) + 1 for cut in row.cuts[:-1]] + [len(names)]
+    ends = [names.index(cut) + 1 for cut in cuts[:-1]] + [len(names)]
     starts = [0, *ends[:-1]]
     made = [
         Block(cut, tuple(network.layers[start:end]))
-        for cut, start, end in zip(row.cuts, starts, ends, strict=True)
+        for cut, start, end in zip(cuts, starts, ends, strict=True)
     ]
     head = tuple(layer for layer in model.layers if layer is not network and layer.weights)
     return [*made, Block("head", head)]
@@ -299,8 +301,9 @@ def unfreeze_top(model: keras.Model, blocks: int, *, batch_norm: BatchNorm = "fr
     Args:
         model: Made by a builder, or reloaded.
         blocks: Counted from the top. 0 trains the head alone, -1 everything.
-        batch_norm: `frozen` keeps every BatchNormalization of the backbone in inference mode;
-            `train` lets those of unfrozen blocks train and move their statistics.
+        batch_norm: `frozen` keeps every BatchNormalization of the backbone in inference mode, at
+            whatever depth of nested layers; `train` lets those of unfrozen blocks train and move
+            their statistics.
 
     Raises:
         ModelError: If the backbone has fewer blocks.
@@ -322,8 +325,7 @@ def unfreeze_top(model: keras.Model, blocks: int, *, batch_norm: BatchNorm = "fr
     network.trainable = True
     for index, block in enumerate(body):
         for layer in block.layers:
-            is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = index >= first and not (is_batch_norm and batch_norm == "frozen")
+            _set_trainable(layer, index >= first, batch_norm)
     for layer in head.layers:
         layer.trainable = True
 
@@ -364,7 +366,26 @@ def named_weights(model: keras.Model) -> Iterator[tuple[str, str, keras.Variable
     for block in blocks(model):
         for layer in block.layers:
             for index, weight in enumerate(layer.weights):
-                yield block.name, f"{layer.name}/{index}/{weight.name}", weight
+                inside = weight.path.rpartition(f"{layer.name}/")[2]
+                yield block.name, f"{layer.name}/{index}/{inside}", weight
+
+
+def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns every layer at any depth, the model itself included."""
+    return list(model._flatten_layers())
+
+
+def _set_trainable(layer: keras.layers.Layer, value: bool, batch_norm: BatchNorm) -> None:
+    """Sets the flags of a layer and of all layers inside it."""
+    # Only `_layers` knows the parts of a composite that is no model. A flag set on a whole is
+    # handed down to its parts, so BatchNormalization comes last.
+    parts = layer._flatten_layers()
+    for part in parts:
+        part.trainable = value
+    if batch_norm == "frozen":
+        for part in parts:
+            if isinstance(part, keras.layers.BatchNormalization):
+                part.trainable = False
 
 
 _blocks = blocks  # `unfreeze_top` has an argument of that name

@@ -344,6 +344,7 @@ def _audit_line(report: callbacks.AuditReport, stopped_early: bool) -> str:
     return (
         f"  {early}audit passed: {report.frozen} frozen weights bit-identical, "
         f"{report.trained - len(report.trained_still)} of {report.trained} trained weights moved"
+        + (f", {report.statistics} batch-norm statistics free" if report.statistics else "")
     )
 
 

@@ -225,6 +225,18 @@ def test_the_audit_can_report_instead_of_raising(classifier):
     assert audit.report.trained == 2
 
 
+def test_the_audit_lets_batch_norm_statistics_move_where_their_layer_trains(classifier):
+    models.unfreeze_top(classifier, 2, batch_norm="train")
+    audit = callbacks.FreezeAudit()
+    compiled(classifier).fit(PICTURES, LABELS, verbose=0, callbacks=[audit])
+    report = audit.report
+    assert report is not None
+    assert report.passed
+    # two blocks of MobileNet, two BatchNormalization layers each, mean and variance
+    assert (report.statistics, report.statistics_still) == (8, 0)
+    assert report.trained + report.statistics + report.frozen == len(classifier.weights)
+
+
 def test_progress_is_one_line_per_epoch_where_there_is_no_terminal(classifier, photos, run):
     console = Console(width=160, record=True, force_terminal=False, quiet=False)
     with console.capture() as captured:
