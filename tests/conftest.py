@@ -44,13 +44,15 @@ def fill_batch_norm_statistics(model):
     from kerastune_ft import models
 
     network, _ = models.backbone_of(model)
-    layers = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
-    momentum = layers[0].momentum
+    parts = network._flatten_layers()
+    layers = [x for x in parts if isinstance(x, keras.layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in layers]
     models.unfreeze_top(model, -1, batch_norm="train")
     for layer in layers:
         layer.momentum = 0.0
-    model(np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype("float32"), training=True)
-    for layer in layers:
+    shape = (8, *model.input_shape[1:])
+    model(np.random.default_rng(0).uniform(0, 255, shape).astype("float32"), training=True)
+    for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     models.freeze(model)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import itertools
+
 import keras
 import numpy as np
 import pytest
+from conftest import fill_batch_norm_statistics
 
-from kerastune_ft import backbones, models
+from kerastune_ft import backbones, callbacks, models
 from kerastune_ft.errors import ModelError, WeightsError
 
 PICTURES = np.random.default_rng(0).uniform(0, 255, (6, 32, 32, 3)).astype("float32")
@@ -190,6 +195,7 @@ def test_overfits_sixteen_pictures(classifier):
         ({"backbone": "mobilnet_v2"}, ModelError, "did you mean 'mobilenet_v2'"),
         ({"num_classes": 1}, ModelError, "num_classes: expected 2 or more, got 1"),
         ({"image_size": 16}, ModelError, "at least 32"),
+        ({"channels": 0}, ModelError, "channels"),
         ({"weights": "imagnet"}, WeightsError, "did you mean 'imagenet'"),
         ({"alpha": 0.4}, ModelError, "alpha 0.4"),
     ],
@@ -211,3 +217,201 @@ def test_a_model_of_somebody_else_is_refused():
 def test_every_row_is_in_the_table_under_its_own_name():
     assert backbones.BACKBONES
     assert all(name == row.name for name, row in backbones.BACKBONES.items())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_pictures_may_have_any_number_of_channels(channels):
+    model = models.image_classifier(
+        "mobilenet_v2", 3, weights="none", image_size=32, alpha=0.35, channels=channels
+    )
+    assert model(np.zeros((2, 32, 32, channels), "float32")).shape == (2, 3)
+
+
+def test_the_first_tag_of_a_backbone_is_its_default():
+    with pytest.raises(WeightsError) as default:
+        models.image_classifier("mobilenet", 3, image_size=64, alpha=0.25)
+    with pytest.raises(WeightsError) as first:
+        models.image_classifier("mobilenet", 3, weights="imagenet", image_size=64, alpha=0.25)
+    assert str(default.value) == str(first.value)
+
+
+# Below: a network whose layers hold layers, and then every row.
+
+
+def parts_of(layer):
+    return [part for part in layer._flatten_layers() if part.weights]
+
+
+def batch_norm_weights(network):
+    """Ids of all variables of BatchNormalization, at any depth."""
+    return {
+        id(weight)
+        for part in parts_of(network)
+        if isinstance(part, keras.layers.BatchNormalization)
+        for weight in part.weights
+    }
+
+
+def weights_below(model, blocks):
+    """The variables from the input up to a cut, found by Keras from the graph alone."""
+    network, _ = models.backbone_of(model)
+    body = models.blocks(model)[:-1]
+    if blocks in (-1, len(body)):
+        return []
+    cut = network.get_layer(body[-blocks - 1].name) if blocks else network.layers[-1]
+    return keras.Model(network.input, cut.output).weights
+
+
+def check_marked(model, blocks):
+    """What trains are the head and all of the backbone but what is below the cut and BN's."""
+    network, _ = models.backbone_of(model)
+    frozen = {id(weight) for weight in weights_below(model, blocks)} | batch_norm_weights(network)
+    marked = [id(weight) for weight in model.trainable_variables]
+    assert sorted(marked) == sorted({id(weight) for weight in model.weights} - frozen)
+
+
+def step(model, optimizer):
+    """Takes one step and returns what a freeze audit found, after a check of its own.
+
+    The squared error has a slope for every picture, which cross-entropy on the huge logits of a
+    random network has not; and of eight pictures stochastic depth leaves out some, not all.
+    """
+    network, _ = models.backbone_of(model)
+    marked = {id(weight) for weight in model.trainable_variables}
+    kept = [
+        (weight, weight.numpy().copy()) for weight in network.weights if id(weight) not in marked
+    ]
+    model.compile(optimizer, "mse", run_eagerly=True)
+    audit = callbacks.FreezeAudit(raises=False)
+    audit.set_model(model)
+    audit.on_train_begin()
+    shape = (8, *model.input_shape[1:])
+    pictures = np.random.default_rng(2).uniform(0, 255, shape).astype("float32")
+    model.train_on_batch(pictures, np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2, 0, 1]])
+    audit.on_train_end()
+    assert all(np.array_equal(weight.numpy(), before) for weight, before in kept)
+    assert audit.report.trained == len(marked)
+    assert audit.report.trained + audit.report.frozen == len(model.weights)
+    return audit.report
+
+
+@pytest.fixture
+def nested(monkeypatch):
+    """A classifier on a network of KerasHub's whose blocks are one layer each, BN inside."""
+    import keras_hub
+
+    cuts = ("stem_activation", "block1a_", "block2a_", "block2b_", "top_activation")
+    row = dataclasses.replace(backbones.get("mobilenet"), name="nested", cuts=cuts, alphas=())
+    monkeypatch.setitem(backbones.BACKBONES, "nested", row)
+    keras.utils.set_random_seed(0)
+    theirs = keras_hub.models.EfficientNetBackbone(
+        stackwise_width_coefficients=[1.0] * 2,
+        stackwise_depth_coefficients=[1.0] * 2,
+        stackwise_kernel_sizes=[3, 3],
+        stackwise_num_repeats=[1, 2],
+        stackwise_input_filters=[8, 8],
+        stackwise_output_filters=[8, 12],
+        stackwise_expansion_ratios=[1, 2],
+        stackwise_squeeze_and_excite_ratios=[0, 0.25],
+        stackwise_strides=[1, 2],
+        stackwise_block_types=["fused", "unfused"],
+        input_shape=(32, 32, 3),
+        dropout=0.0,
+    )
+    network = keras.Model(theirs.input, theirs.output, name="nested.none")
+    images = keras.Input((32, 32, 3), name="image")
+    pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(network(images))
+    model = keras.Model(images, keras.layers.Dense(3, name="logits")(pooled), name="nested")
+    fill_batch_norm_statistics(model)
+    return model
+
+
+def test_batch_norm_inside_of_layers_stays_frozen_however_deep(nested):
+    network, _ = models.backbone_of(nested)
+    composites = [x for x in network.layers if len(parts_of(x)) > 1]
+    assert len(composites) == 3
+    for blocks in (0, 1, 3, 5, -1, 2):
+        models.unfreeze_top(nested, blocks)
+        check_marked(nested, blocks)
+        report = step(nested, keras.optimizers.Adam(1e-3))
+        assert report.passed, report
+    paths = [path for _, path, _ in models.named_weights(nested)]
+    assert len(set(paths)) == len(paths) == len(nested.weights)
+
+
+def test_batch_norm_inside_of_layers_trains_where_asked(nested):
+    models.unfreeze_top(nested, 3, batch_norm="train")
+    before = snapshot(nested)
+    train_a_little(nested)
+    after = snapshot(nested)
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    statistics = {path for path in moved if path.endswith("moving_mean")}
+    blocks = {path.partition("/")[0] for path in statistics}
+    assert {"block2a_", "block2b_", "top_bn"} <= blocks
+    assert not blocks & {"stem_bn", "block1a_"}
+
+
+SMALLEST = {
+    min(rows, key=lambda row: row.parameters).name
+    for _, rows in itertools.groupby(
+        sorted(backbones.BACKBONES.values(), key=lambda row: row.family),
+        key=lambda row: row.family,
+    )
+    for rows in [list(rows)]
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in SMALLEST else pytest.mark.slow)
+        for name in backbones.BACKBONES
+    ],
+)
+def any_model(request):
+    """A classifier on every row, random weights: the smallest of each family, others slow."""
+    row = backbones.get(request.param)
+    keras.utils.set_random_seed(0)
+    model = models.image_classifier(
+        row.name, 3, weights="none", image_size=max(32, row.smallest_side), seed=0
+    )
+    fill_batch_norm_statistics(model)
+    yield model
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def test_every_backbone_trains_exactly_the_blocks_above_the_cut(any_model):
+    count = len(models.blocks(any_model)) - 1
+    for blocks in (0, 1, count // 2, count, -1):
+        models.unfreeze_top(any_model, blocks)
+        check_marked(any_model, blocks)
+
+
+def test_a_step_moves_every_unfrozen_block_of_a_backbone_and_nothing_else(any_model):
+    models.unfreeze_top(any_model, (len(models.blocks(any_model)) - 1) // 2)
+    report = step(any_model, keras.optimizers.Adam(1e-3))
+    assert report.passed, report
+    # Random features are huge and shut the gates of squeeze-and-excitation for good.
+    still = [x for x in report.trained_still if "_se_" not in x and "squeeze_excite" not in x]
+    assert len(still) < report.trained / 4, still
+
+
+def test_a_saved_model_of_every_backbone_reloads_with_its_blocks(any_model, tmp_path):
+    shape = (2, *any_model.input_shape[1:])
+    pictures = np.random.default_rng(3).uniform(0, 255, shape).astype("float32")
+    any_model.save(tmp_path / "model.keras")
+    reloaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    np.testing.assert_array_equal(reloaded(pictures), any_model(pictures))
+
+    def listed(model):
+        models.unfreeze_top(model, 3)
+        return [
+            (block.name, block.parameters, block.trainable_parameters)
+            for block in models.blocks(model)
+        ]
+
+    assert listed(reloaded) == listed(any_model)
+    paths = [path for _, path, _ in models.named_weights(reloaded)]
+    assert len(set(paths)) == len(paths) == len(reloaded.weights)
