@@ -1,108 +1,36 @@
-"""Every row of BACKBONES: its facts are those of the network that Keras builds."""
+"""Networks, their weights and their files; `test_contract.py` walks the rows themselves."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+import subprocess
+import sys
 import time
 import warnings
-import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import keras
 import numpy as np
 import pytest
+from test_contract import pictures, rows, with_statistics
 from test_weights import make_wheel, state_stream
 
 from kerastune_ft import backbones
-from kerastune_ft.backbones import BACKBONES, Backbone, networks, weights
+from kerastune_ft.backbones import BACKBONES, Backbone, arrays, graphs, networks, weights
 from kerastune_ft.backbones.facts import CAFFE, RAW, TF, TORCH, Pixels, Wheel
 from kerastune_ft.errors import ModelError, WeightsError
 
 REFERENCES = Path(__file__).parents[2] / "shared" / "assets" / "references" / "images.npz"
 SIDE = 64
-ROWS = sorted(BACKBONES)
+KERAS_ROWS = sorted(row.name for row in BACKBONES.values() if "." not in row.builder)
 V2 = BACKBONES["mobilenet_v2"]
 
 
-def pictures(count: int = 2, side: int = SIDE) -> np.ndarray:
-    return np.random.default_rng(0).uniform(0, 255, (count, side, side, 3)).astype("float32")
-
-
-def with_statistics(network: keras.Model) -> keras.Model:
-    """Makes random weights behave like trained ones: without statistics, features collapse."""
-    norms = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.momentum = 0.0
-    network(pictures(8, network.input_shape[1]) / 127.5 - 1, training=True)
-    for layer, momentum in zip(norms, momenta, strict=True):
-        layer.momentum = momentum
-    return network
-
-
-@pytest.fixture(scope="module", params=ROWS)
-def built(request: pytest.FixtureRequest) -> tuple[Backbone, keras.Model]:
-    row = BACKBONES[request.param]
-    keras.utils.set_random_seed(0)
-    return row, with_statistics(networks.build(row, image_size=(SIDE, SIDE), weights="none"))
-
-
-def test_there_are_rows() -> None:
-    assert len(ROWS) >= 4
-
-
-def test_facts_are_those_of_the_network(built: tuple[Backbone, keras.Model]) -> None:
-    row, network = built
-    assert network.name == f"{row.name}.none"
-    assert networks.tag_of(network) == "none"
-    assert network.input_shape == (None, SIDE, SIDE, 3)
-    assert network.output_shape[-1] == row.features
-    assert network.count_params() == row.parameters
-    assert row.paper.startswith("https://")
-    assert row.weights
-
-
-def test_cuts_are_bottlenecks_in_order(built: tuple[Backbone, keras.Model]) -> None:
-    row, network = built
-    order = [layer.name for layer in network.layers]
-    places = [order.index(cut) for cut in row.cuts]
-    assert places == sorted(set(places))
-    for cut, place in zip(row.cuts, places, strict=True):
-        before = keras.Model(network.input, network.get_layer(cut).output)
-        assert {layer.name for layer in before.layers} == set(order[: place + 1])
-
-
-def test_suffix_after_prefix_equals_the_whole(built: tuple[Backbone, keras.Model]) -> None:
-    row, network = built
-    images = pictures() / 127.5 - 1
-    whole = np.asarray(network(images))
-    assert whole.std() > 1e-3
-    assert np.abs(whole[0] - whole[1]).max() > 1e-3
-    tensors = [network.get_layer(cut).output for cut in row.cuts]
-    for tensor, features in zip(tensors, keras.Model(network.input, tensors)(images), strict=True):
-        if tensor is network.output:
-            continue
-        suffix = keras.Model(tensor, network.output)
-        np.testing.assert_allclose(np.asarray(suffix(features)), whole, rtol=1e-5, atol=1e-5)
-
-
-def test_saved_and_reloaded_network_gives_the_same(
-    built: tuple[Backbone, keras.Model], tmp_path: Path
-) -> None:
-    row, network = built
-    images = keras.Input((SIDE, SIDE, 3))
-    rule = row.weights_of("none").pixels
-    model = keras.Model(images, network(networks.pixels(rule)(images)))
-    model.save(tmp_path / "model.keras")
-    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
-        assert b"kerastune_ft" not in archive.read("config.json")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    assert [layer.name for layer in again.layers][1:] == ["pixels", network.name]
-    np.testing.assert_allclose(np.asarray(again(pictures())), np.asarray(model(pictures())), 1e-5)
-
-
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", sorted(row.name for row in BACKBONES.values() if row.alphas))
 def test_every_alpha_builds_and_has_the_cuts(name: str) -> None:
     row = BACKBONES[name]
     for alpha in row.alphas:
@@ -159,7 +87,7 @@ class AskedError(Exception):
     """Carries the file name that Keras asks for."""
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", rows(*KERAS_ROWS))
 def test_keras_asks_for_the_file_that_the_row_names(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,9 +105,10 @@ def test_keras_asks_for_the_file_that_the_row_names(
     for tag, facts in row.weights.items():
         if isinstance(facts.source, Wheel):
             continue
-        sizes = [*((side, side) for side in facts.sides), (64, 96)]
+        low = max(64, row.smallest_side)
+        sizes = [*((side, side) for side in facts.sides), (low, low + 32)]
         small = row.alphas[0] if row.alphas else None
-        for alpha, size in {(a, (64, 64)) for a in facts.alphas or (None,)} | {
+        for alpha, size in {(a, (low, low)) for a in facts.alphas or (None,)} | {
             (small if small in facts.alphas else None, size) for size in sizes
         }:
             side = size[0] if size[0] == size[1] else None
@@ -211,6 +140,11 @@ def test_file_of_keras_is_loaded_and_a_damaged_one_is_named(
     network = networks.build(V2, image_size=(96, 96), weights="imagenet", alpha=0.35)
     assert network.name == "mobilenet_v2.imagenet"
     for ours, theirs in zip(network.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    grey = networks.build(V2, image_size=(96, 96), weights="imagenet", alpha=0.35, channels=1)
+    kernel = expected.get_layer("Conv1").get_weights()[0].sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(grey.get_layer("Conv1").get_weights()[0], kernel, atol=1e-6)
+    for ours, theirs in zip(grey.get_weights()[1:], expected.get_weights()[1:], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(WeightsError, match=f"{path}.*delete the file"):
@@ -303,6 +237,15 @@ def test_torchvision_weights_are_built_as_they_were_trained(
     assert {layer.padding for layer in strided} == {"valid"}
     assert len(strided) == len(paddings) == 5
     assert {layer.padding for layer in paddings} == {((1, 1), (1, 1))}
+    two = networks.build(row, image_size=(SIDE, SIDE), weights="torchvision", channels=2)
+    grey = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 1)).astype("float32")
+    first, expected = (
+        np.asarray(keras.Model(x.input, x.get_layer("Conv1").output)(grey.repeat(n, axis=-1)))
+        for x, n in ((two, 2), (torch_network, 3))
+    )
+    np.testing.assert_allclose(first, expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(two.get_weights()[1:], twin.get_weights()[1:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     # At sides of 32 k + 1 Keras pads (1, 1), too: then only epsilon tells the two apart.
     images = np.random.default_rng(0).normal(size=(1, 65, 65, 3)).astype("float32")
     keras_way = networks.build(row, image_size=(65, 65), weights="none")
@@ -344,22 +287,257 @@ def test_former_run_is_built_as_its_own_weights_want(
         assert other_side.input_shape == (None, 96, 32, 3)
 
 
-@pytest.mark.parametrize("name", ROWS)
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def keras_network(
+    row: Backbone, side: int, *, top: bool = False, variance: np.ndarray = STD, channels: int = 3
+) -> keras.Model:
+    """Builds a network as a user of `keras.applications` has it, its pixel layers included.
+
+    EfficientNet's layer of mean and variance gets what Keras's own weights hold there, where the
+    standard deviation stands in place of the variance.
+    """
+    alphas = {"alpha": row.alphas[0]} if row.alphas else {}
+    shape = (side, side, channels)
+    builder = getattr(keras.applications, row.builder)
+    network = builder(weights=None, include_top=top, input_shape=shape, **alphas)
+    for layer in graphs.front(network):
+        if layer.weights:
+            layer.set_weights([MEAN, variance, np.array(0)])
+            layer.finalize_state()
+    return network
+
+
+LIGHT = {row.name for row in BACKBONES.values() if row.family == "mobilenet"} | {
+    "convnext_tiny",
+    "efficientnet_b0",
+    "xception",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in LIGHT else pytest.param(n, marks=pytest.mark.slow) for n in KERAS_ROWS],
+)
 @pytest.mark.parametrize("top", [False, True])
 def test_weights_file_of_keras_applications_is_taken(name: str, top: bool, tmp_path: Path) -> None:
     row = BACKBONES[name]
-    alpha = row.alphas[0]
-    theirs = getattr(keras.applications, row.builder)(
-        weights=None, include_top=top, input_shape=(32, 32, 3), alpha=alpha, **row.options
-    )
-    theirs.save_weights(tmp_path / "x.weights.h5")
-    path = str(tmp_path / "x.weights.h5")
-    network = networks.build(row, image_size=(32, 32), weights=path, alpha=alpha)
+    alpha = row.alphas[0] if row.alphas else None
+    side = row.smallest_side
+    theirs = keras_network(row, side, top=top)
+    path = tmp_path / "x.weights.h5"
+    theirs.save_weights(path)
+    network = networks.build(row, image_size=(side, side), weights=str(path), alpha=alpha)
     assert network.name == f"{row.name}.none"
-    for layer in (layer for layer in network.layers if layer.weights):
-        original = theirs.get_layer(layer.name).get_weights()
-        for ours, array in zip(layer.get_weights(), original, strict=True):
-            np.testing.assert_array_equal(ours, array)
+    expected = theirs.get_weights()[sum(len(x.weights) for x in graphs.front(theirs)) :]
+    ours = network.get_weights()
+    assert len(ours) == len(expected) or top
+    for array, other in zip(ours, expected, strict=False):  # the head comes last
+        np.testing.assert_array_equal(array, other.reshape(array.shape))
+
+
+def test_weights_trained_with_other_pixels_are_refused(tmp_path: Path) -> None:
+    row = BACKBONES["efficientnet_b0"]
+    path = tmp_path / "x.weights.h5"
+    shape = (32, 32, 3)
+    keras.applications.EfficientNetB0(
+        weights=None, include_top=False, input_shape=shape
+    ).save_weights(path)
+    with pytest.raises(WeightsError, match=r"mean 0, 0, 0 and variance 1, 1, 1.*'ImageNet mean"):
+        networks.build(row, image_size=(32, 32), weights=str(path))
+    keras_network(row, 32, variance=STD**2).save_weights(path)
+    assert networks.build(row, image_size=(32, 32), weights=str(path))
+
+
+def test_pixel_layers_in_the_file_of_keras_are_taken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from keras.src.legacy.saving import legacy_h5_format
+    from keras.src.utils import file_utils
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    row = BACKBONES["efficientnet_b0"]
+    path = weights.keras_file(row, "imagenet", 64, None)
+    path.parent.mkdir()
+    # Keras refuses a file whose checksum is not that of its own.
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(path))
+
+    def write(variance: np.ndarray) -> keras.Model:
+        theirs = keras_network(row, 64, variance=variance)
+        with h5py.File(path, "w") as file:
+            legacy_h5_format.save_weights_to_hdf5_group(file, theirs)
+        return theirs
+
+    expected = write(STD).get_weights()[3:]
+    network = networks.build(row, image_size=(64, 64), weights="imagenet")
+    assert network.name == "efficientnet_b0.imagenet"
+    for ours, theirs in zip(network.get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    theirs = keras.applications.EfficientNetB0(
+        weights="imagenet", include_top=False, input_shape=(64, 64, 3)
+    )
+    scaled = keras.Model(theirs.input, graphs.front(theirs)[-1].output)(pictures())
+    rule = networks.pixels(networks.rule(row, "imagenet"))
+    np.testing.assert_allclose(np.asarray(rule(pictures())), np.asarray(scaled), atol=1e-5)
+    write(STD**2)
+    with pytest.raises(WeightsError, match=f"{path}: scales pixels in another way"):
+        networks.build(row, image_size=(64, 64), weights="imagenet")
+
+
+NAMED_BY_KERAS = (
+    "convnext_tiny",
+    "densenet121",
+    "inception_v3",
+    "mobilenet_v3_small",
+    "resnet50_v2",
+    "xception",
+    pytest.param("inception_resnet_v2", marks=pytest.mark.slow),
+)
+FRESH = """
+import json, keras, sys
+for builder, side, options in json.loads(sys.argv[1]):
+    keras.backend.clear_session()  # from here on, names are those of a fresh process
+    network = getattr(keras.applications, builder)(
+        weights=None, include_top=False, input_shape=(side, side, 3), **options
+    )
+    names = [operation.name for operation in network.operations[1:]]
+    paths = [variable.path for variable in network.variables]
+    print(json.dumps({"builder": builder, "names": names, "paths": paths}))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh(request: pytest.FixtureRequest) -> dict[str, dict[str, list[str]]]:
+    """Names of operations and paths of variables in a process that has built nothing else."""
+    names = {
+        item.callspec.params["name"]
+        for item in request.session.items
+        if "fresh" in item.fixturenames
+    }
+    wanted = [
+        (row.builder, row.smallest_side, row.options)
+        for row in (BACKBONES[name] for name in sorted(names))
+    ]
+    found = subprocess.run(
+        [sys.executable, "-c", FRESH, json.dumps(wanted)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    lines = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
+    return {line["builder"]: line for line in lines}
+
+
+@pytest.mark.parametrize("name", NAMED_BY_KERAS)
+def test_names_are_those_of_a_fresh_process(
+    name: str, fresh: dict[str, dict[str, list[str]]]
+) -> None:
+    row = BACKBONES[name]
+    theirs = fresh[row.builder]
+    keras.layers.Conv2D(3, 1)  # from here on, automatic names are others
+    keras.layers.Add()
+    network = networks.build(row, image_size=(row.smallest_side,) * 2, weights="none")
+    names = [operation.name for operation in network.operations[1:]]
+    assert len(set(names)) == len(names)
+    # A nested Sequential of ConvNeXt is laid flat: its layers' paths lose its name.
+    # The variable of its LayerScale has a number for a name, which ours is not to have.
+    paths = [
+        re.sub(r"_layer_scale/variable.*", "_layer_scale/kernel", "/".join(path.split("/")[-2:]))
+        for path in theirs["paths"]
+    ]
+    assert sorted(variable.path for variable in network.variables) == sorted(paths)
+    nested = {n for n in theirs["names"] if n.endswith("_stem") or "_downsampling_block_" in n}
+    assert len(nested) == (4 if name == "convnext_tiny" else 0)
+    if not nested:
+        assert names == theirs["names"]
+    assert set(theirs["names"]) - nested <= set(names)
+
+
+def test_automatic_names_are_numbered_anew_by_class() -> None:
+    named = [("conv2d", "conv2d_9"), ("conv2d", "conv2d_10"), ("conv2d", "mine_3")]
+    named += [("add", "add_2"), ("add", "add"), ("dense", "conv2d_1"), ("conv2d", "conv2d_07")]
+    assert graphs.fresh_names(named) == {
+        "conv2d_9": "conv2d",
+        "conv2d_10": "conv2d_1",
+        "add": "add",
+        "add_2": "add_1",
+    }
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Computes in float64: fifty random layers make the last bit of float32 a thousandth."""
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v2",
+        pytest.param("convnext_tiny", marks=pytest.mark.slow),
+        pytest.param("inception_v3", marks=pytest.mark.slow),
+    ],
+)
+def test_grey_pictures_give_the_same_features_for_every_number_of_channels(
+    name: str, tmp_path: Path
+) -> None:
+    row = BACKBONES[name]
+    size, alpha = (row.smallest_side,) * 2, row.alphas[0] if row.alphas else None
+    keras.utils.set_random_seed(0)
+    rgb = with_statistics(networks.build(row, image_size=size, weights="none", alpha=alpha))
+    path = tmp_path / "x.weights.h5"
+    rgb.save_weights(path)
+    grey = pictures(3, size[0])[..., :1] / 127.5 - 1
+    expected = np.asarray(rgb(grey.repeat(3, axis=-1)))
+    assert np.ptp(expected) > 0.1
+    for channels in (1, 2, 4, 5) if row is V2 else (1, 5):
+        network = networks.build(
+            row, image_size=size, weights=str(path), alpha=alpha, channels=channels
+        )
+        assert network.input_shape == (None, *size, channels)
+        features = np.asarray(network(grey.repeat(channels, axis=-1)))
+        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_channels_of_a_file_are_kept_or_refused(tmp_path: Path) -> None:
+    def build(channels: int, tag: str) -> keras.Model:
+        return networks.build(V2, image_size=(32, 32), weights=tag, alpha=0.35, channels=channels)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        grey, five = build(1, "none"), build(5, "none")
+    assert five.get_layer("Conv1").kernel.shape[2] == 5
+    path = str(tmp_path / "x.keras")
+    grey.save(path)
+    for ours, theirs in zip(build(1, path).get_weights(), grey.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(WeightsError, match=r"of 1 channels.*set backbone\.channels to 1"):
+        build(3, path)
+    with pytest.raises(ModelError, match="pictures of 0 channels do not exist"):
+        build(0, "none")
+
+
+def test_layers_of_one_name_are_never_mixed_up() -> None:
+    inputs = keras.Input((4, 4, 3))
+    inner = [keras.Sequential([keras.layers.Conv2D(3, 1, name="same")], name=name) for name in "ab"]
+    network = keras.Model(inputs, inner[1](inner[0](inputs)))
+    held = {"same": network.get_weights()[:2]}
+    with pytest.raises(AssertionError, match="two layers of one name"):
+        arrays.assign(network, held, Path("x"))
+
+
+def test_network_tells_its_row() -> None:
+    network = networks.build(V2, image_size=(32, 32), weights="none", alpha=0.35)
+    assert networks.row_of(network) is V2
+    assert networks.rule(V2, "torchvision") == TORCH
+    assert networks.cuts(network, V2) == V2.cuts
+    assert networks.row_of(keras.layers.Dense(2, name="mobilenet_v2")) is None
+    assert networks.row_of(keras.layers.Dense(2, name="mine.none")) is None
 
 
 def test_file_that_does_not_fit_is_refused_by_both_names(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def with_statistics(network: keras.Model) -> keras.Model:
     """
     norms = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
     for layer in network.layers:
-        if type(layer).__name__ == "LayerScale":
+        if layer.name.endswith("_layer_scale"):
             layer.set_weights([np.full_like(array, 0.5) for array in layer.get_weights()])
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
@@ -209,7 +209,9 @@ def test_pixel_rule_and_network_equal_the_ones_of_keras(
         mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         shape = theirs.weights[0].shape
         arrays = [mean.reshape(shape), (std**2).reshape(shape), np.array(0), *arrays]
-    theirs.set_weights(arrays)
+    theirs.set_weights(
+        [array.reshape(v.shape) for array, v in zip(arrays, theirs.weights, strict=True)]
+    )
     images = pictures(2, side)
     expected = sys.modules[builder.__module__].preprocess_input(images.copy())
     scaled = theirs.input

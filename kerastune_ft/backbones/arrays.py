@@ -105,7 +105,9 @@ def assign(network: keras.Model, arrays: Arrays, origin: Path, alpha: float | No
     for layer, variables in owners:
         wanted = [tuple(variable.shape) for variable in variables]
         found = [tuple(array.shape) for array in arrays.get(layer.name, ())]
-        if wanted != found:
+        # A factor per channel is a vector in Keras's ConvNeXt and a kernel of one pixel in ours.
+        scale = layer.name.endswith("_layer_scale") and found == [wanted[0][2:3]]
+        if wanted != found and not scale:
             raise WeightsError(
                 f"{origin}: does not fit '{network.name}'{width}: layer '{layer.name}' needs "
                 f"{_shapes(wanted)}, the file has {_shapes(found)}; check backbone.name and "
@@ -113,7 +115,7 @@ def assign(network: keras.Model, arrays: Arrays, origin: Path, alpha: float | No
             )
     for layer, variables in owners:
         for variable, array in zip(variables, arrays[layer.name], strict=True):
-            variable.assign(array)
+            variable.assign(np.reshape(array, variable.shape))
 
 
 def _with_channels(

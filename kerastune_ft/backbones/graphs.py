@@ -84,8 +84,8 @@ def rewritten(network: keras.Model, name: str, convention: Convention) -> keras.
     Returns:
         The same layers under that name where nothing is to be changed. Otherwise a copy with the
         same weights: layers that scale pixels are left out, automatic names are those of a fresh
-        process, a nested Sequential is laid flat, and `x + y` is an `Add` layer, so that every
-        step has a name that `get_layer` knows.
+        process, a nested Sequential is laid flat, `x + y` is an `Add` layer, so that every step has
+        a name that `get_layer` knows, and a LayerScale is a depthwise convolution.
     """
     taken_off = front(network)
     begin = taken_off[-1].output if taken_off else network.input
@@ -108,10 +108,7 @@ def _copy(network: keras.Model, names: dict[str, str], convention: Convention) -
     def clone(layer: Any) -> Any:
         if isinstance(layer, keras.Sequential):
             return [clone(inner) for inner in layer.layers]
-        settings = layer.get_config()
-        settings["name"] = names.get(layer.name, layer.name)
-        _adapt(layer, settings, convention)
-        new = layer.__class__.from_config(settings)
+        new = _new(layer, names.get(layer.name, layer.name), convention)
         if isinstance(layer, keras.layers.Layer):
             pairs.append((layer, new))
         return new
@@ -134,12 +131,23 @@ def _copy(network: keras.Model, names: dict[str, str], convention: Convention) -
         network, input_tensors=inputs, clone_function=clone, call_function=call
     )
     for old, new in pairs:
-        new.set_weights(old.get_weights())
+        for variable, value in zip(new.weights, old.get_weights(), strict=True):
+            variable.assign(value.reshape(variable.shape))
     return copy
 
 
-def _adapt(layer: Any, settings: dict[str, Any], convention: Convention) -> None:
-    """Changes the settings of a layer to what a convention wants."""
+def _new(layer: Any, name: str, convention: Convention) -> Any:
+    """Returns a layer with the settings of another, changed to what a convention wants."""
+    if type(layer).__name__ == "LayerScale":
+        # ConvNeXt's own class leaves its variable without a name, so that Keras numbers it by what
+        # the process did before, at every loading anew. A depthwise kernel of one pixel is the
+        # same factor per channel.
+        first = keras.initializers.Constant(layer.init_values)
+        return keras.layers.DepthwiseConv2D(
+            1, use_bias=False, depthwise_initializer=first, name=name, dtype=layer.dtype_policy
+        )
+    settings = layer.get_config()
+    settings["name"] = name
     if isinstance(layer, keras.layers.BatchNormalization) and convention.epsilon is not None:
         settings["epsilon"] = convention.epsilon
     if convention.symmetric_padding:
@@ -149,6 +157,7 @@ def _adapt(layer: Any, settings: dict[str, Any], convention: Convention) -> None
             settings["padding"] = ((1, 1), (1, 1))
         if layer.name in convention.explicit_padding:
             settings["padding"] = "valid"
+    return layer.__class__.from_config(settings)
 
 
 def _is_sum(operation: Any, inputs: tuple[Any, ...]) -> bool:
