@@ -17,7 +17,7 @@ import rich_click as click
 from click import Abort, ClickException
 
 from kerastune_ft import __version__
-from kerastune_ft.errors import KftError, RecipeError
+from kerastune_ft.errors import KftError, RecipeError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,19 +186,53 @@ def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
         sys.exit(1)
 
 
-_LISTS = ("backbones", "recipes", "runs", "sources", "tasks", "optimizers", "schedules", "augment")
+_LISTS = ("backbones", "recipes", "sources", "tasks", "optimizers", "schedules", "augment")
+
+
+class _Name(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2 alone
+    """A choice that guesses what a misspelt name was to be."""
+
+    def convert(self, value: Any, *where: Any) -> Any:
+        """Returns the name, or fails with the nearest one."""
+        if value not in self.choices:
+            known = [str(name) for name in self.choices]
+            self.fail(
+                f"'{value}' is not one of {', '.join(known)}{did_you_mean(str(value), known)}",
+                *where,
+            )
+        return super().convert(value, *where)
 
 
 @main.command(name="ls")
-@click.argument("what", type=click.Choice(_LISTS), required=False)
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.argument("what", type=_Name([*_LISTS, "runs", "presets"]), required=False)
+@click.option(
+    "--sort",
+    metavar="COLUMN",
+    help="Order by a column: ascending, but the best top1 or score first; -COLUMN turns it round.",
+)
+@click.option("--family", metavar="NAME", help="Backbones of one family, such as resnet.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable, with every column.")
 @_runs_dir
-def list_(what: str | None, as_json: bool, runs_dir: Path) -> None:
-    """Lists what there is to choose from."""
-    from kerastune_ft import listings
+def list_(
+    what: str | None, sort: str | None, family: str | None, as_json: bool, runs_dir: Path
+) -> None:
+    """Lists what there is to choose from.
 
-    wanted = [what] if what else [name for name in _LISTS if name != "runs"]
-    found = {name: listings.rows(name, runs_dir) for name in wanted}
+    `kft ls backbones --family efficientnet --sort parameters`; `kft ls presets` shows what
+    KerasHub offers.
+    """
+    from kerastune_ft import devices, listings
+
+    if what is None and (sort or family):
+        raise KftError("--sort, --family: name the list to arrange, such as 'kft ls backbones'.")
+    if what == "presets":
+        with devices.quiet_start():
+            found = {what: listings.presets()}
+    else:
+        found = {name: listings.rows(name, runs_dir) for name in ([what] if what else _LISTS)}
+    found = {
+        name: listings.arranged(rows, sort=sort, family=family) for name, rows in found.items()
+    }
     if as_json:
         click.echo(json.dumps(found[what] if what else found, indent=2))
         return

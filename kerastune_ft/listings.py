@@ -1,17 +1,21 @@
 """What there is to choose from, as rows of plain data: `kft ls`, `kft weights`.
 
-Nothing here imports TensorFlow.
+Nothing here imports TensorFlow, but for the list of presets.
+
+    found = arranged(rows("backbones", Path("runs")), sort="top1", family="resnet")
+    show(console, found, leave_out=WIDE)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from kerastune_ft import backbones, starters
 from kerastune_ft import recipe as recipes
-from kerastune_ft.errors import RecipeError, RunError, WeightsError
+from kerastune_ft.errors import KftError, RecipeError, RunError, WeightsError, did_you_mean
 from kerastune_ft.runs import Run
 from kerastune_ft.tasks import TASKS
 
@@ -20,8 +24,21 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-WIDE = ("family", "features", "alphas", "licence", "paper")
+WIDE = (
+    "family",
+    "pixels",
+    "smallest_side",
+    "cuts",
+    "features",
+    "alphas",
+    "licence",
+    "paper",
+    "training",
+)
 """Columns that a terminal has no room for; `--json` shows them."""
+
+
+_BEST_FIRST = ("top1", "score")
 
 
 def rows(what: str, runs_dir: Path) -> list[Row]:
@@ -32,6 +49,56 @@ def rows(what: str, runs_dir: Path) -> list[Row]:
         runs_dir: Where runs lie.
     """
     return LISTS[what](runs_dir)
+
+
+def presets() -> list[Row]:
+    """Returns KerasHub's presets of image classifiers; imports KerasHub and so TensorFlow."""
+    from kerastune_ft.backbones import HUB, hub_presets
+
+    return [
+        {
+            "name": f"{HUB}:{preset.name}",
+            "parameters": preset.parameters,
+            "description": preset.description,
+        }
+        for preset in hub_presets.presets()
+    ]
+
+
+def arranged(found: list[Row], *, sort: str | None = None, family: str | None = None) -> list[Row]:
+    """Returns rows of one list, in another order or fewer of them.
+
+    Args:
+        found: From `rows`.
+        sort: A column. Text and numbers ascend, but `top1` and `score` put the best first; a `-`
+            before the name turns the order. Rows without a value come last.
+        family: Keeps the backbones of one family.
+
+    Raises:
+        KftError: If there is no such column or family.
+    """
+    if family is not None:
+        known = sorted({row["family"] for row in found if "family" in row})
+        if not known:
+            raise KftError("--family: only backbones have families: 'kft ls backbones'.")
+        if family not in known:
+            raise KftError(
+                f"--family: '{family}' is unknown{did_you_mean(family, known) or '.'} "
+                f"There are {', '.join(known)}."
+            )
+        found = [row for row in found if row["family"] == family]
+    if sort is None or not found:
+        return found
+    column = sort.removeprefix("-").replace(" ", "_")
+    if column not in found[0]:
+        raise KftError(
+            f"--sort: there is no column '{column}'{did_you_mean(column, found[0]) or '.'} "
+            f"There are {', '.join(found[0])}."
+        )
+    full = [row for row in found if row[column] is not None]
+    empty = [row for row in found if row[column] is None]
+    backwards = sort.startswith("-") != (column in _BEST_FIRST)
+    return sorted(full, key=lambda row: _sortable(row[column]), reverse=backwards) + empty
 
 
 def show(console: Console, rows: Sequence[Row], leave_out: Sequence[str] = ()) -> None:
@@ -86,6 +153,11 @@ def _settings(changes: Row) -> str:
     )
 
 
+def _sortable(value: Any) -> Any:
+    """Returns what compares: numbers as they are, the rest as the table shows it."""
+    return value if isinstance(value, int | float) else _cell(value).lower()
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
@@ -97,22 +169,28 @@ def _cell(value: Any) -> str:
 
 
 def _backbones(_: Path) -> list[Row]:
-    return [
-        {
-            "name": row.name,
-            "family": row.family,
-            "image_size": row.image_size,
-            "blocks": len(row.cuts),
-            "features": row.features,
-            "parameters": row.parameters,
-            "top1": max((f.top1 for f in row.weights.values() if f.top1 is not None), default=None),
-            "weights": [*row.weights, "none"],
-            "alphas": list(row.alphas),
-            "licence": sorted({facts.licence for facts in row.weights.values()}),
-            "paper": row.paper,
-        }
-        for row in backbones.BACKBONES.values()
-    ]
+    return [_backbone(row) for row in backbones.BACKBONES.values()]
+
+
+def _backbone(row: backbones.Backbone) -> Row:
+    return {
+        "name": row.name,
+        "family": row.family,
+        "image_size": row.image_size,
+        "smallest_side": row.smallest_side,
+        "blocks": len(row.cuts),
+        "cuts": list(row.cuts),
+        "features": row.features,
+        "parameters": row.parameters,
+        "top1": max((f.top1 for f in row.weights.values() if f.top1 is not None), default=None),
+        "learning_rate": row.training.learning_rate if row.training else None,
+        "training": asdict(row.training) if row.training else None,
+        "weights": [*row.weights, "none"],
+        "pixels": {tag: facts.pixels.name for tag, facts in row.weights.items()},
+        "alphas": list(row.alphas),
+        "licence": sorted({facts.licence for facts in row.weights.values()}),
+        "paper": row.paper,
+    }
 
 
 def _weights(_: Path) -> list[Row]:

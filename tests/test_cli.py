@@ -798,3 +798,78 @@ def test_the_damage_that_weights_can_take_is_tested_beside_them() -> None:
         "test_member_that_was_not_checked_is_refused",
     ):
         assert f"def {name}" in tests
+
+
+# Lists in another order
+
+
+def listed(*arguments: str) -> list[dict[str, Any]]:
+    done = kft("ls", *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    rows: list[dict[str, Any]] = json.loads(done.output)
+    assert rows
+    return rows
+
+
+def test_ls_orders_backbones_by_any_column_and_puts_the_unknown_last() -> None:
+    for column in listed("backbones")[0]:
+        for turned in (column, f"-{column}"):
+            rows = listed("backbones", "--sort", turned)
+            assert {row["name"] for row in rows} == set(BACKBONES)
+            values = [row[column] for row in rows]
+            known = [value for value in values if value is not None]
+            assert values[: len(known)] == known
+            if isinstance(known[0], str | int | float):
+                best_first = column == "top1"
+                ordered = sorted(known, reverse=best_first != turned.startswith("-"))
+                assert known == ordered, turned
+    best = max(row["top1"] for row in listed("backbones"))
+    assert listed("backbones", "--sort", "top1")[0]["top1"] == best
+    assert kft("ls", "backbones", "--sort", "learning rate").exit_code == 0
+
+
+def test_ls_shows_one_family() -> None:
+    rows = listed("backbones", "--family", "mobilenet")
+    wanted = {row.name for row in BACKBONES.values() if row.family == "mobilenet"}
+    assert {row["name"] for row in rows} == wanted
+    shown = kft("ls", "backbones", "--family", "mobilenet").output
+    assert len(shown.splitlines()) == len(wanted) + 1
+
+
+def test_ls_has_every_fact_of_a_backbone_for_machines() -> None:
+    for found in listed("backbones"):
+        row = BACKBONES[found["name"]]
+        assert found["cuts"] == list(row.cuts)
+        assert found["blocks"] == len(row.cuts)
+        assert found["smallest_side"] == row.smallest_side
+        assert found["pixels"] == {tag: facts.pixels.name for tag, facts in row.weights.items()}
+        rate = row.training.learning_rate if row.training else None
+        assert found["learning_rate"] == rate
+        assert (found["training"] or {}).get("learning_rate") == rate
+        assert found["paper"] == row.paper
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("backbone",), "did you mean 'backbones'"),
+        (("backbones", "--sort", "tpo1"), "no column 'tpo1'; did you mean 'top1'? There are name"),
+        (("backbones", "--family", "mobilnet"), "did you mean 'mobilenet'?"),
+        (("tasks", "--family", "mobilenet"), "only backbones have families"),
+        (("--sort", "top1"), "name the list to arrange"),
+    ],
+)
+def test_ls_says_what_would_have_been_right(arguments: tuple[str, ...], message: str) -> None:
+    words = " ".join(refused("ls", *arguments).replace("│", " ").split())
+    assert message in words
+
+
+def test_ls_presets_lists_keras_hubs_classifiers_of_pictures() -> None:
+    import keras_hub
+
+    rows = listed("presets", "--sort", "name")
+    known = {f"keras_hub:{name}" for name in keras_hub.models.ImageClassifier.presets}
+    assert {row["name"] for row in rows} == known
+    assert all(row["description"] for row in rows)
+    smallest = listed("presets", "--sort", "parameters")
+    assert smallest[0]["parameters"] < smallest[-1]["parameters"]
