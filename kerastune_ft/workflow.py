@@ -369,4 +369,4 @@ def _show_scores(console: Console, run: Run, recipe: Recipe, scores: dict[str, A
         (run.recipe_path, "every setting; kft fit runs it again"),
     ):
         if path.exists():
-            console.print(f"  {path.name:<22}{meaning}", highlight=False)
+            console.print(f"  {path.name:<28}{meaning}", highlight=False)
