@@ -412,6 +412,12 @@ def test_sides_that_do_not_fit_are_refused_and_those_that_do_are_named(vit_row: 
     assert hub.build(vit_row, image_size=(32, 48), weights="none").input_shape[1:] == (32, 48, 3)
 
 
+def test_networks_that_take_every_picture_for_a_square_are_refused_others(tmp_path: Path) -> None:
+    row = write_preset(tmp_path / "tiny", mit(), {})
+    with pytest.raises(ModelError, match=r"64x48 pixels.*set backbone\.image_size to \[64, 64\]"):
+        hub.build(row, image_size=(64, 48), weights="none")
+
+
 def test_other_channels_and_unknown_weights_are_refused(vgg_row: Backbone) -> None:
     with pytest.raises(ModelError, match=r"set backbone\.channels to 3"):
         hub.build(vgg_row, image_size=(64, 64), weights="preset", channels=1)

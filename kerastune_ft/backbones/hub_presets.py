@@ -165,10 +165,16 @@ def _explained(row: Backbone) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Returns the telling line of an error that Keras may have wrapped."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.endswith(":")] or [type(error).__name__]
-    line = lines[0].removeprefix("Exception encountered: ").rstrip(".")
-    return (line if len(line) <= 300 else f"{line[:300]} ...") + "."
+    # Keras prints some of them bold, TensorFlow names the operation before and behind.
+    text = re.sub(r"\x1b\[\d*m|\{\{.*?\}\} ?| ?\[Op:\w+\]", "", str(error))
+    lines = [line.strip() for line in text.splitlines()]
+    telling = [
+        line
+        for line in lines
+        if line and not line.endswith(":") and not line.startswith("Exception encountered when")
+    ]
+    line = (telling or [type(error).__name__])[0].removeprefix("Exception encountered: ")
+    return (line.rstrip(".") if len(line) <= 300 else f"{line[:300]} ...") + "."
 
 
 def configuration(row: Backbone) -> tuple[type | None, Mapping[str, Any]]:

@@ -76,14 +76,14 @@ def _vit_encoder(x: Any, encoder: Any) -> Any:
     for block in encoder.encoder_layers:
         dense = (block.mlp.dense_1, block.mlp.dense_2)
         x = _transformer(x, block.name, block, dense, [rate] * 3)
-    return _copied(encoder.layer_norm, "ln", x)
+    return _copied(encoder.layer_norm, "encoder_ln", x)
 
 
 def _deit_encoder(x: Any, encoder: Any) -> Any:
     for block in encoder.encoder_layers:
         dense = (block.mlp.dense, block.output_layer.dense)
         x = _transformer(x, block.name, block, dense, [0.0, 0.0, encoder.dropout_rate])
-    return _copied(encoder.layer_norm, "ln", x)
+    return _copied(encoder.layer_norm, "encoder_ln", x)
 
 
 def _tokens(x: Any, embedding: Any, special: list[Any], positions: Any) -> Any:
