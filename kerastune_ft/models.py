@@ -18,7 +18,7 @@ from typing import Literal
 import keras
 
 from kerastune_ft import backbones, heads
-from kerastune_ft.backbones import networks
+from kerastune_ft.backbones import hub, networks
 from kerastune_ft.errors import ModelError
 
 BatchNorm = Literal["frozen", "train"]
@@ -98,7 +98,7 @@ def image_classifier(
         batch_norm: `frozen` keeps BatchNormalization of unfrozen blocks in inference mode, its
             statistics, scale and offset as they are; `train` lets it train like other layers.
         seed: Of the head's first weights and of dropout; Keras's global seed by default.
-        name: Of the model; the backbone's by default.
+        name: Of the model; the backbone's, or the preset's, by default.
 
     Returns:
         An uncompiled functional model from `float32 (batch, height, width, channels)`, 0..255,
@@ -242,7 +242,10 @@ def _build(
     inputs = keras.Input((height, width, channels), name="image")
     rule = networks.rule(row, networks.tag_of(network))
     features = network(networks.pixels(rule, channels)(inputs))
-    return keras.Model(inputs, head.apply(features), name=name or row.name)
+    if name is None:
+        # The name of a preset may be an address, which Keras takes for no name.
+        name = networks.tag_of(network) if row.family == backbones.HUB else row.name
+    return keras.Model(inputs, head.apply(features), name=name)
 
 
 def backbone_of(model: keras.Model) -> tuple[keras.Model, backbones.Backbone]:
@@ -392,7 +395,10 @@ _blocks = blocks  # `unfreeze_top` has an argument of that name
 
 
 def _size(row: backbones.Backbone, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    size = row.image_size if image_size is None else image_size
+    size = image_size
+    if size is None:
+        usual = hub.image_size(row) if row.family == backbones.HUB else None
+        size = usual or row.image_size
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < row.smallest_side:
         raise ModelError(

@@ -266,6 +266,8 @@ def check_marked(model, blocks):
     """What trains are the head and all of the backbone but what is below the cut and BN's."""
     network, _ = models.backbone_of(model)
     frozen = {id(weight) for weight in weights_below(model, blocks)} | batch_norm_weights(network)
+    # What no layer ever trains, such as the published position embeddings of DINOv2.
+    frozen |= {id(x) for part in parts_of(network) for x in part._non_trainable_variables}
     marked = [id(weight) for weight in model.trainable_variables]
     assert sorted(marked) == sorted({id(weight) for weight in model.weights} - frozen)
 
@@ -349,6 +351,39 @@ def test_batch_norm_inside_of_layers_trains_where_asked(nested):
     blocks = {path.partition("/")[0] for path in statistics}
     assert {"block2a_", "block2b_", "top_bn"} <= blocks
     assert not blocks & {"stem_bn", "block1a_"}
+
+
+PRESETS = ["vit", "efficientnet"] + [
+    pytest.param(family, marks=pytest.mark.slow)
+    for family in ("resnet_vd", "densenet", "mobilenet", "hgnet", "deit", "dinov2", "swin", "mit")
+]
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_presets_of_keras_hub_are_trained_by_blocks_and_reload(family, tmp_path):
+    from test_hub import FAMILIES, with_own_numbers, write_preset
+
+    make, count, converter = FAMILIES[family]
+    keras.utils.set_random_seed(1)
+    row = write_preset(tmp_path / "tiny", with_own_numbers(make()), converter)
+    size = None if converter else 64
+    pooling = "token" if family in ("vit", "deit", "dinov2") else "avg"
+    model = models.image_classifier(row.name, 3, image_size=size, pooling=pooling, seed=0)
+    assert model.input_shape == (None, 64, 64, 3)
+    assert len(models.blocks(model)) - 1 == count
+    for blocks in (0, 1, count, -1, 2):
+        models.unfreeze_top(model, blocks)
+        check_marked(model, blocks)
+    report = step(model, keras.optimizers.Adam(1e-3))
+    assert report.passed, report
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    pictures = np.random.default_rng(3).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    np.testing.assert_array_equal(reloaded(pictures), model(pictures))
+    models.unfreeze_top(reloaded, 2)
+    assert [(b.name, b.trainable_parameters) for b in models.blocks(reloaded)] == [
+        (b.name, b.trainable_parameters) for b in models.blocks(model)
+    ]
 
 
 SMALLEST = {
