@@ -13,8 +13,9 @@ from rich.console import Console
 
 from kerastune_ft import callbacks, data, models, training
 from kerastune_ft import recipe as recipes
-from kerastune_ft.errors import TrainingError
+from kerastune_ft.errors import DataError, TrainingError
 from kerastune_ft.runs import Run
+from kerastune_ft.tasks import TASKS
 
 STAGES = [
     {"trainable_blocks": 0, "epochs": 2, "learning_rate": 1e-2},
@@ -151,6 +152,31 @@ def test_early_stopping_ends_the_stage_restores_its_best_and_the_next_begins(
     best = min(row["val_loss"] for row in first)
     # At a millionth the second stage hardly moves: it must start from the best, not the last.
     assert history.rows[-1]["val_loss"] == pytest.approx(best, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("task", "monitor", "mode"),
+    [
+        ("image_classification", "val_accuracy", "max"),
+        ("image_multilabel", "val_auc_pr", "max"),
+        ("image_multilabel", "val_loss", "min"),
+        ("image_regression", "mae", "min"),
+    ],
+)
+def test_early_stopping_knows_which_way_is_better(photos, task, monitor, mode):
+    stopping = {"monitor": monitor, "patience": 4, "min_delta": 0.5}
+    settings = recipes.EarlyStopping(**stopping)
+    train_ = make_recipe(photos).train.model_copy(update={"early_stopping": settings})
+    (callback,) = training._early_stopping(train_, TASKS[task])
+    assert (callback.mode, callback.monitor, callback.patience) == (mode, monitor, 4)
+
+
+def test_pictures_without_the_channels_asked_for_are_refused(photos):
+    recipe = make_recipe(photos)
+    splits = data.load(recipe.data)
+    backbone = recipe.backbone.model_copy(update={"channels": 4})
+    with pytest.raises(DataError, match=r"channels"):
+        training.check(recipe.model_copy(update={"backbone": backbone}), splits)
 
 
 def test_the_model_on_disk_after_an_epoch_needs_no_optimizer(classifier, photos, run):
