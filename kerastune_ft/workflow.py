@@ -96,6 +96,7 @@ def plan(recipe: Recipe, console: Console) -> None:
         recipe: From `recipe.load`.
         console: Where to.
     """
+    recipe = _resolved(recipe)
     splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
     _show_data(console, splits)
     training.check(recipe, splits)
@@ -205,6 +206,10 @@ def _resolved(recipe: Recipe) -> Recipe:
     alpha = recipe.backbone.alpha if recipe.backbone.alpha or not row.alphas else 1.0
     height, width = recipe.backbone.side
     size: Any = height if height == width else (height, width)
+    if row.family == backbones.HUB and recipe.backbone.image_size is None:
+        from kerastune_ft.backbones import hub
+
+        size = hub.image_size(row) or size
     choice = recipe.backbone.model_copy(
         update={"image_size": size, "alpha": alpha, "weights": recipe.backbone.tag}
     )
