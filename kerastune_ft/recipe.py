@@ -52,10 +52,10 @@ class Task(_Section):
         default="image_classification",
         description="One class per picture, any number of classes, or numbers.",
     )
-    pooling: Literal["avg", "max", "gem"] = Field(
+    pooling: Literal["avg", "max", "gem", "token"] = Field(
         default="avg",
-        description="How the features of all places become one vector: mean, maximum, or the "
-        "generalised mean of power 3 between the two.",
+        description="How the features of all places become one vector: mean, maximum, the "
+        "generalised mean of power 3 between the two, or a transformer's first token.",
     )
     hidden: tuple[Count, ...] = Field(
         default=(), description="Widths of dense ReLU layers between the features and the output."
