@@ -65,12 +65,16 @@ def ready(network: keras.Model, count: int = 2) -> np.ndarray:
 def with_statistics(network: keras.Model) -> keras.Model:
     """Makes random weights behave like trained ones.
 
-    Without statistics, features collapse; and scales that begin at a millionth hide their blocks.
+    Without statistics, features collapse; scales that begin at a millionth hide their blocks; and
+    without any normalisation, every convolution of VGG halves the variance.
     """
     norms = [x for x in network.layers if isinstance(x, keras.layers.BatchNormalization)]
     for layer in network.layers:
         if layer.name.endswith("_layer_scale"):
             layer.set_weights([np.full_like(array, 0.5) for array in layer.get_weights()])
+        elif network.name.startswith("vgg") and layer.weights:
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel * 2**0.5, bias])
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 0.0
@@ -185,14 +189,6 @@ def test_suffix_after_prefix_equals_the_whole(built: tuple[Backbone, keras.Model
     row, network = built
     inner = [c for c in row.cuts if network.get_layer(c).output is not network.output]
     suffixes_equal_the_whole(network, (inner[0], inner[len(inner) // 2], inner[-1]))
-
-
-@pytest.mark.slow
-def test_every_suffix_equals_the_whole(built: tuple[Backbone, keras.Model]) -> None:
-    row, network = built
-    inner = [c for c in row.cuts if network.get_layer(c).output is not network.output]
-    assert len(inner) >= len(row.cuts) - 1
-    suffixes_equal_the_whole(network, tuple(inner))
 
 
 def test_pixel_rule_and_network_equal_the_ones_of_keras(
