@@ -1,7 +1,7 @@
 """Compares what fine-tuning costs on each backbone of the shipped recipes, relative to the first.
 
     python benchmarks/backbones.py                          # every shipped image recipe
-    python benchmarks/backbones.py mobilenet resnet50 --rounds 5 --json table.json
+    python benchmarks/backbones.py mobilenet:backbone.image_size=224 resnet50 --rounds 5
 
 Every network is built as its recipe says (side, head, stages) with random weights, which cost as
 much as real ones, and trained on noise: one timing per round, each in a process of its own, the
@@ -25,7 +25,7 @@ PICTURES = 32
 """Per batch; every recipe is timed with the same."""
 
 RECIPES = (
-    "mobilenet",
+    "mobilenet:backbone.image_size=224",  # the recipe's own side is that of digits
     "efficientnet_b0",
     "resnet50",
     "vgg16",
@@ -38,7 +38,7 @@ def measure(name: str, batches: int) -> dict[str, float]:
     """Builds one recipe's network and times its first and its last stage.
 
     Args:
-        name: Of a shipped recipe.
+        name: Of a shipped recipe; overrides follow after colons.
         batches: Timed per stage, after one that is not.
 
     Returns:
@@ -49,7 +49,8 @@ def measure(name: str, batches: int) -> dict[str, float]:
 
     from kerastune_ft import models, recipe
 
-    read = recipe.load(recipe.packaged()[name])
+    name, *overrides = name.split(":")
+    read = recipe.load(recipe.packaged()[name], overrides)
     keras.utils.set_random_seed(0)
     model = models.image_classifier(
         read.backbone.name,
@@ -101,11 +102,11 @@ def main() -> None:
         for name, rows in found.items()
     }
     base = medians[chosen.recipes[0]]
-    print(f"{'recipe':<22}{'first stage':>12}{'last stage':>12}{'memory MB':>11}")
+    print(f"{'recipe':<38}{'first stage':>12}{'last stage':>12}{'memory MB':>11}")
     for name, row in medians.items():
         ratios = (row[key] / base[key] for key in ("first", "last"))
         first, last = (f"{ratio:.2f}" for ratio in ratios)
-        print(f"{name:<22}{first:>12}{last:>12}{row['memory']:>11.0f}")
+        print(f"{name:<38}{first:>12}{last:>12}{row['memory']:>11.0f}")
     if chosen.json:
         chosen.json.write_text(json.dumps(medians, indent=2) + "\n", encoding="utf-8")
 
