@@ -23,6 +23,9 @@ from kerastune_ft.backbones import BACKBONES, HUB, graphs
 from kerastune_ft.backbones.facts import Pixels
 from kerastune_ft.errors import WeightsError
 
+_HEADS = frozenset({"conv_preds", "conv_2", "logits"})
+"""Convolutions that classify, in MobileNet and MobileNetV3 of `keras.applications`."""
+
 Arrays = Mapping[str, Sequence[np.ndarray]]
 """The arrays of every layer, by its name, in Keras's order."""
 
@@ -81,15 +84,21 @@ def _read_groups(file: h5py.File, path: Path) -> tuple[str | None, Arrays]:
         # Layers of one name (seed generators) are strung together: were such a layer needed, its
         # shapes could not fit, and that is reported.
         arrays.setdefault(fresh.get(names[place], names[place]), []).extend(
-            _read_dataset(group[str(index)], path) for index in range(len(group))
+            read_dataset(group, str(index), path) for index in range(len(group))
         )
     return (names[named[0]] if named else None), arrays
 
 
-def _read_dataset(dataset: h5py.Dataset, path: Path) -> np.ndarray:
-    """Reads an array that lies in the file itself and is no larger than the file."""
+def read_dataset(group: h5py.Group, key: str, path: Path) -> np.ndarray:
+    """Reads an array that lies in the file itself and is no larger than the file.
+
+    Raises:
+        WeightsError: If it does not.
+    """
+    linked = not isinstance(group.get(key, getlink=True), h5py.HardLink)
+    dataset = None if linked else group[key]
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise WeightsError(f"{path}: '{dataset.name}' lies outside the file; refused.")
+        raise WeightsError(f"{path}: '{group.name}/{key}' lies outside the file; refused.")
     if dataset.nbytes > path.stat().st_size:
         raise WeightsError(f"{path}: '{dataset.name}' claims to be larger than the file; refused.")
     return np.asarray(dataset)
@@ -113,6 +122,17 @@ def assign(network: keras.Model, arrays: Arrays, origin: Path, alpha: float | No
                 f"{_shapes(wanted)}, the file has {_shapes(found)}; check backbone.name and "
                 "backbone.alpha."
             )
+    unused = [
+        name
+        for name, values in arrays.items()
+        if name not in names and name not in _HEADS and any(value.ndim == 4 for value in values)
+    ]
+    if unused:
+        raise WeightsError(
+            f"{origin}: does not fit '{network.name}'{width}: it holds {len(unused)} convolutions "
+            f"that this network has not ('{unused[0]}', ...), so it is of a larger one; check "
+            "backbone.name."
+        )
     for layer, variables in owners:
         for variable, array in zip(variables, arrays[layer.name], strict=True):
             variable.assign(np.reshape(array, variable.shape))

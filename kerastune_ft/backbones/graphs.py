@@ -73,6 +73,13 @@ def owners(network: keras.Model) -> list[tuple[keras.layers.Layer, list[keras.Va
     return found
 
 
+def stop_dropout(network: keras.Model) -> None:
+    """Sets the rate of every dropout layer, at any depth, to 0; stochastic depth is one, too."""
+    for layer in network._flatten_layers():
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+
+
 def rewritten(network: keras.Model, name: str, convention: Convention) -> keras.Model:
     """Returns a network under another name that computes the same after its own pixel layers.
 

@@ -305,7 +305,7 @@ def _fill(network: keras.Model, path: Path) -> None:
         own = Path(folder) / "own.weights.h5"
         network.save_weights(own)
         with h5py.File(own, "r+") as file:
-            places = _datasets(file, "")
+            places = _datasets(file)
             for place in sorted({*places, *held}):
                 wanted = places[place].shape if place in places else None
                 found = held[place].shape if place in held else None
@@ -334,7 +334,13 @@ def _held(path: Path, name: str | None) -> dict[str, np.ndarray]:
             place for place, group in _groups(file) if group.attrs.get("name") == name and name
         ]
         root = roots[0].removesuffix("vars").rstrip("/") if roots else ""
-        return {place: np.asarray(data) for place, data in _datasets(file, root).items()}
+        prefix = f"{root}/" if root else ""
+        return {
+            f"{place}/{index}".removeprefix(prefix): arrays.read_dataset(group, index, path)
+            for place, group in _groups(file)
+            if place.startswith(prefix)
+            for index in group
+        }
 
 
 def _groups(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:
@@ -349,12 +355,8 @@ def _groups(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:
     yield from found
 
 
-def _datasets(file: h5py.File, root: str) -> dict[str, h5py.Dataset]:
-    """Returns the arrays of a file that stand below a place, by their place below it."""
-    prefix = f"{root}/" if root else ""
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Returns the arrays of a file that this process wrote, by their place."""
     return {
-        f"{place}/{index}".removeprefix(prefix): data
-        for place, group in _groups(file)
-        if place.startswith(prefix)
-        for index, data in group.items()
+        f"{place}/{index}": data for place, group in _groups(file) for index, data in group.items()
     }

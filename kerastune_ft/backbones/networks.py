@@ -81,9 +81,12 @@ def build(
 ) -> keras.Model:
     """Builds the network of a row without a head.
 
+    It has no dropout and no stochastic depth of its own: Keras would run them in frozen blocks,
+    too, and a head would learn from features that are never seen again.
+
     With another number of channels than the weights were trained on, every channel gets the sum
-    of the first kernel over RGB, divided by that number: a grey picture gives the same features
-    whether it has one channel, three equal ones or five.
+    of the first kernel over RGB, divided by that number: after a pixel rule that is the same for
+    all channels, a grey picture gives the same features whether it has one, three or five.
 
     Args:
         row: Facts of the network.
@@ -104,8 +107,16 @@ def build(
     """
     alpha = _checked(row, image_size, alpha, channels)
     if row.family == HUB:
-        return hub.build(row, image_size=image_size, weights=weights, channels=channels)
-    wanted = _Wanted(row, image_size, alpha, channels)
+        network = hub.build(row, image_size=image_size, weights=weights, channels=channels)
+    else:
+        network = _weighted(_Wanted(row, image_size, alpha, channels), weights)
+    graphs.stop_dropout(network)
+    return network
+
+
+def _weighted(wanted: _Wanted, weights: str) -> keras.Model:
+    """Builds a network of a row of this package with any of its weights."""
+    row, alpha = wanted.row, wanted.alpha
     if weights not in row.weights and weights != "none" and _is_path(weights):
         return _from_file(wanted, Path(weights))
     facts = row.weights_of(weights)
