@@ -46,11 +46,12 @@ def draw_confusion_matrix(
     axes = figure.subplots()
     shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(classes), class_names, rotation=90)
-    axes.set_yticks(range(classes), class_names)
+    ticks = [_plain(name) for name in class_names]
+    axes.set_xticks(range(classes), ticks, rotation=90)
+    axes.set_yticks(range(classes), ticks)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title)
+    axes.set_title(_plain(title))
     if classes <= 40:
         for row in range(classes):
             for column in range(classes):
@@ -85,7 +86,7 @@ def draw_precision_recall(
     drawn = [int(i) for i in np.argsort(-counts, kind="stable")[:_MOST_CURVES] if counts[i]]
     for i in drawn:
         precision, recall, _ = metrics.precision_recall_curve(true[:, i], predicted[:, i])
-        (line,) = axes.step(recall, precision, where="post", label=outputs.names[i])
+        (line,) = axes.step(recall, precision, where="post", label=_label(outputs.names[i]))
         given = predicted[:, i] >= (outputs.thresholds[i] if outputs.thresholds else 0.5)
         if given.any():
             hits = float(true[given, i].sum())
@@ -95,7 +96,8 @@ def draw_precision_recall(
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     left_out = int((counts > 0).sum()) - len(drawn)
-    axes.set_title(title + (f" (the {len(drawn)} commonest classes)" if left_out else ""))
+    commonest = f" (the {len(drawn)} commonest classes)" if left_out else ""
+    axes.set_title(_plain(title + commonest))
     if drawn:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     _save(figure, path)
@@ -125,10 +127,10 @@ def draw_predicted_against_true(
         ends = [float(both.min()), float(both.max())]
         axes.plot(ends, ends, color="grey", linewidth=1)
         axes.scatter(true[:, i], predicted[:, i], s=12, alpha=0.5)
-        axes.set_title(name)
+        axes.set_title(_plain(name))
         axes.set_xlabel("true")
         axes.set_ylabel("predicted")
-    figure.suptitle(title)
+    figure.suptitle(_plain(title))
     _save(figure, path)
 
 
@@ -147,7 +149,7 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path
     panels = (("loss", "val_loss"), (metric, f"val_{metric}"), ("learning_rate",))
     for axes, columns in zip(figure.subplots(1, 3), panels, strict=True):
         _draw_curves(axes, rows, columns, names)
-    figure.suptitle("  |  ".join(names))
+    figure.suptitle(_plain("  |  ".join(names)))
     _save(figure, path)
 
 
@@ -163,11 +165,21 @@ def _draw_curves(
         inside = [row["epoch"] for row in rows if row["stage"] == name]
         axes.axvspan(min(inside) - 0.5, max(inside) + 0.5, alpha=0.12 if number % 2 else 0.04, lw=0)
     axes.set_xlabel("epoch")
-    axes.set_title(columns[0].replace("_", " "))
+    axes.set_title(_plain(columns[0].replace("_", " ")))
     if len(columns) > 1:
         axes.legend()
     else:
         axes.set_yscale("log")
+
+
+def _plain(text: str) -> str:
+    """Returns a text that Matplotlib draws as it is: between two `$` it would read a formula."""
+    return text.replace("$", r"\$")
+
+
+def _label(name: str) -> str:
+    """Returns a plain text for a legend, which leaves out names that begin with `_`."""
+    return _plain(f" {name}" if name.startswith("_") else name)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -226,9 +226,13 @@ def _record_beginning(run: Run, recipe: Recipe, splits: Splits) -> None:
 def _evaluate(
     run: Run, recipe: Recipe, model: keras.Model, splits: Splits, history: training.History
 ) -> dict[str, Any]:
-    """Scores validation, which sets thresholds where the task has some, then test."""
+    """Scores validation, which sets thresholds where the task has some, then test.
+
+    Pictures are drawn when all figures are written: one that fails costs no score.
+    """
     scores: dict[str, Any] = {}
     how, outputs = EVALUATORS[recipe.task.name], splits.outputs
+    final: tuple[str, evaluation.Evaluation] | None = None
     for split in (splits.validation, splits.test):
         if not len(split):
             continue
@@ -240,17 +244,20 @@ def _evaluate(
             run.write_json("thresholds", evaluation.threshold_record(found))
         if split is splits.test or not len(splits.test):
             run.write_table(run.predictions_path, found.rows)
-            title = f"{run.name}: {split.name}, {how.headline(found.scores)[0]}"
-            how.draw(found.true, found.predicted, outputs, run.figure_path(how.figure), title)
-    figures.draw_learning_curves(
-        history.rows, TASKS[recipe.task.name].metric, run.figure_path("learning_curves")
-    )
+            final = split.name, found
     scores["training"] = {
         "epochs": len(history.rows),
         "seconds": sum(row["seconds"] for row in history.rows),
         "stopped_early": history.stopped_early,
     }
     run.write_json("scores", scores)
+    if final:
+        name, found = final
+        title = f"{run.name}: {name}, {how.headline(found.scores)[0]}"
+        how.draw(found.true, found.predicted, outputs, run.figure_path(how.figure), title)
+    figures.draw_learning_curves(
+        history.rows, TASKS[recipe.task.name].metric, run.figure_path("learning_curves")
+    )
     return scores
 
 

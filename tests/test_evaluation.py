@@ -241,6 +241,42 @@ def test_pictures_are_drawn_for_few_and_many_outputs(
         assert np.asarray(picture.convert("L")).std() > 5
 
 
+@pytest.mark.parametrize("name", list(EVALUATORS))
+def test_names_are_drawn_as_they_are_whatever_matplotlib_makes_of_signs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
+
+    drawn: list[Figure] = []
+    save = figures._save
+    monkeypatch.setattr(figures, "_save", lambda f, path: (drawn.append(f), save(f, path)))
+    rng = np.random.default_rng(0)
+    names = ("$^$", "_hidden", r"a\$_$", "$5")
+    truths = {
+        "class": rng.integers(0, 4, 30),
+        "classes": labels(0, 30)[0],
+        "numbers": rng.normal(0, 1, (30, 4)),
+    }
+    how = EVALUATORS[name]
+    predicted = how.activate(rng.normal(0, 1, (30, 4)).astype("float32"))
+    outputs = Outputs(names, (0.0,) * 4, (1.0,) * 4)
+    how.draw(truths[TASKS[name].labels], predicted, outputs, tmp_path / "f.png", "$^$ title")
+    # Without a formula, Matplotlib draws an escaped sign as the sign.
+    shown = [text.get_text().replace(r"\$", "$").strip() for text in drawn[0].findobj(Text)]
+    assert {*names, "$^$ title"} <= set(shown)
+    if name == "image_multilabel":
+        (legend,) = drawn[0].findobj(Legend)
+        assert len(legend.get_texts()) == 4
+
+
+def test_stages_with_signs_are_drawn(tmp_path: Path) -> None:
+    row = {"epoch": 1, "stage": "$^$", "learning_rate": 0.1, "loss": 1.0, "mae": 2.0}
+    figures.draw_learning_curves([row], "mae", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").is_file()
+
+
 @pytest.mark.parametrize("validation", [True, False])
 def test_learning_curves_are_drawn_with_and_without_validation(
     validation: bool, tmp_path: Path
