@@ -15,7 +15,7 @@ from kerastune_ft.errors import WeightsError
 
 @pytest.mark.parametrize(
     ("larger", "name"),
-    [("VGG19", "vgg16"), ("DenseNet169", "densenet121"), ("ResNet101", "resnet50")],
+    [("VGG19", "vgg16"), ("EfficientNetV2B1", "efficientnet_v2_b0"), ("ResNet101", "resnet50")],
 )
 def test_file_of_a_larger_sister_is_refused(larger: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.weights.h5"
