@@ -203,7 +203,8 @@ class Data(_Section):
     label_column: Text | tuple[Text, ...] = Field(
         default="label",
         description="Column of the class name, of several names or of the number, as the task "
-        "wants; a list for classes marked 0 or 1, or for several numbers; image_csv only.",
+        "wants; a list for classes marked 0 or 1, or for several numbers. Of image_csv; of tfds "
+        "the features that image_regression learns.",
     )
     label_separator: Text = Field(
         default=";",

@@ -437,6 +437,10 @@ def _task(values: Values) -> Iterator[Mistake]:
     task = values(*_TASK_PATH)
     regression = task == "image_regression"
     with suppress(_UnknownError):
+        if values("task", "pooling") == "token" and (row := _row(values)):
+            message = f"'{row.name}' has a map of features and no token; expected avg, max or gem"
+            yield Mistake((("task", "pooling"), _NAME_PATH), message)
+    with suppress(_UnknownError):
         if values("task", "loss") is not None and not regression:
             message = f"task '{task}' has one loss; image_regression has several"
             yield Mistake((("task", "loss"), _TASK_PATH), message)
@@ -475,6 +479,9 @@ def _labels(values: Values) -> Iterator[Mistake]:
         if task == "image_classification":
             message = "image_classification reads one column; image_multilabel reads several"
             yield Mistake((("data", "label_column"), _TASK_PATH), message)
+        elif source == "tfds" and task == "image_multilabel":
+            message = "a set of TensorFlow Datasets lists its labels itself; leave label_column out"
+            yield Mistake((("data", "label_column"), ("data", "source")), message)
         elif not columns or len(set(columns)) < len(columns):
             message = "expected one or more columns, each once"
             yield Mistake((("data", "label_column"),), message)

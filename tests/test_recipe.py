@@ -611,6 +611,9 @@ def test_possible_combinations_are_not(smallest: Path, overrides: list[str]) -> 
         (["task.name=image_regression", "data.source=image_csv",
           "train.early_stopping.monitor=accuracy"], "train.early_stopping.monitor",
          "monitor val_loss or val_mae"),
+        (["task.pooling=token"], "task.pooling", "no token; expected avg, max or gem"),
+        (["task.name=image_multilabel", "data.source=tfds", "data.label_column=[a, b]"],
+         "data.label_column", "leave label_column out"),
         (["backbone.name='keras_hub:'"], "backbone.name", "is unknown"),
     ],
 )  # fmt: skip
