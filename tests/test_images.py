@@ -604,7 +604,8 @@ def test_arrays_come_back_as_they_were_written(dtype: str, channels: int) -> Non
         for version in ((1, 0), (2, 0)):
             data = _npy(stored, version)
             look = inspection.inspect(data)
-            assert look == inspection.Inspected("NPY", True, 1, channels)
+            largest = float(values.max()) if dtype[1] == "f" else None
+            assert look == inspection.Inspected("NPY", True, 1, channels, largest)
             assert inspection.stored_channels(data) == channels
             found = images.decode_bytes(data, (HEIGHT, WIDTH), name="x", channels=channels)
             assert found.dtype == np.float32
@@ -627,6 +628,13 @@ def test_an_rgb_array_gives_grey_by_its_luma(dtype: str) -> None:
     colours = images.decode_bytes(data, (HEIGHT, WIDTH), name="x")
     found = images.decode_bytes(data, (HEIGHT, WIDTH), name="x", channels=1)
     assert np.array_equal(found, inspection.grey(colours))
+
+
+def test_one_black_or_dark_array_of_floats_is_a_picture(tmp_path: Path) -> None:
+    for value in (0.0, 1.0):
+        path = tmp_path / f"{value}.npy"
+        np.save(path, np.full((6, 5, 3), value, np.float32))
+        assert (images.decode_file(path, (6, 5)) == value).all()
 
 
 def test_an_array_of_a_photo_gives_what_the_photo_gives() -> None:

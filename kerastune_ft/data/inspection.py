@@ -80,12 +80,15 @@ class Inspected:
         through_pillow: TensorFlow would read it wrongly or not at all; `decode` reads it.
         orientation: EXIF's 1..8; 1 if `through_pillow`, which turns the picture itself.
         channels: Of a `NPY` file. None of all others, which are read as RGB or as grey.
+        largest: Value of a `NPY` file of floats; None of all others. One file cannot tell whether
+            1 is its darkest level or, by mistake, its brightest; many can.
     """
 
     format: str
     through_pillow: bool
     orientation: int
     channels: int | None = None
+    largest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,8 @@ def _inspect(file: BinaryIO, size: int) -> Inspected | Unusable:
             values = _read_array(file, size)
             if isinstance(values, Unusable):
                 return values
-            return Inspected("NPY", True, orientation=1, channels=values.shape[2])
+            largest = float(values.max()) if values.dtype.kind == "f" else None
+            return Inspected("NPY", True, 1, channels=values.shape[2], largest=largest)
         with Image.open(file, formats=_formats()) as image:
             recognised = True
             return _check(image, file)

@@ -34,6 +34,7 @@ _SPLIT_WORDS = {
     "test": "test",
     "testing": "test",
 }
+_FEW_ARRAYS = 3
 _LEFT_OUT = {
     "empty_file": "files of 0 bytes, left out",
     "truncated": "pictures that end too early, left out",
@@ -234,7 +235,8 @@ def tabulate(
             called a picture is a stray, and no example.
 
     Raises:
-        DataError: If none is left, or one cannot be used under `on_error: stop`.
+        DataError: If none is left, one cannot be used under `on_error: stop`, or floats are in
+            0..1 throughout.
     """
     kept: list[Example] = []
     looks: list[inspection.Inspected] = []
@@ -252,6 +254,7 @@ def tabulate(
             findings.add(
                 "not_a_picture", "note", "files that are no picture, ignored", example.name
             )
+    _check_floats(data, kept, looks, findings)
     labels = [example.label for example in kept]
     present = {name for label in labels for name in kind.classes(label)}
     listed_classes = {name for example in examples for name in kind.classes(example.label)}
@@ -277,6 +280,30 @@ def tabulate(
             found=len(kept) + sum(f.count for f in found if f.severity == "fail"),
         ),
     )
+
+
+def _check_floats(
+    data: DataChoice,
+    examples: Sequence[Example],
+    looks: Sequence[inspection.Inspected],
+    findings: Findings,
+) -> None:
+    """Refuses arrays of floats that all are in 0..1; of some it says so: they may be dark.
+
+    A wholly black array tells nothing. So few that chance could have made all of them dark are
+    only named.
+    """
+    pairs = zip(examples, looks, strict=True)
+    lit = [(example.name, look.largest) for example, look in pairs if look.largest]
+    low = [name for name, largest in lit if largest <= 1]
+    if len(low) == len(lit) > _FEW_ARRAYS:
+        raise DataError(
+            f"{data.path}: floats must be in 0..255; these look like 0..1, multiply by 255: "
+            f"{first_few(low, 3)}."
+        )
+    for name in low:
+        message = "arrays of floats within 0..1, where 0..255 is expected, read as almost black"
+        findings.add("dark_floats", "warn", message, name)
 
 
 def finish(data: DataChoice, table: Table) -> Table:
