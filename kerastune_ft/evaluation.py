@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Scores = dict[str, Any]
 Row = dict[str, Any]
 
+_TUNED_HERE = "thresholds_tuned_here"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -39,7 +41,8 @@ class Evaluation:
 
     Args:
         scores: `examples`, `loss` (without the weights of classes), the task's figures, and those
-            of each class or target in `per_class` or `per_target`.
+            of each class or target in `per_class` or `per_target`. `thresholds_tuned_here` is
+            there, and true, where thresholds were tuned on this very split: the figures flatter.
         rows: One per example: `path`, what is true and what the model says.
         true: The labels, as in the split.
         predicted: Probabilities `float64 (n, classes)`, or numbers `float64 (n, targets)`.
@@ -102,7 +105,13 @@ class Evaluator:
 
 
 def evaluate(
-    model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs, *, tune: bool = False
+    model: keras.Model,
+    recipe: Recipe,
+    split: Split,
+    outputs: Outputs,
+    *,
+    tune: bool = False,
+    tuned_here: bool = False,
 ) -> Evaluation:
     """Scores a model on a split with at least one example.
 
@@ -112,6 +121,7 @@ def evaluate(
         split: What to score on. Classes may be absent from it.
         outputs: What the model returns.
         tune: Whether to set the thresholds by this split first, where the task has some.
+        tuned_here: Whether those of `outputs` were set by this split before.
     """
     how = EVALUATORS[recipe.task.name]
     width = len(outputs.names)
@@ -132,6 +142,7 @@ def evaluate(
     scores = {
         "examples": len(true),
         "loss": float(loss(how.targets(true, width), raw)),
+        **({_TUNED_HERE: True} if outputs.thresholds and (tune or tuned_here) else {}),
         **how.score(true, predicted, outputs),
     }
     rows = [
@@ -340,6 +351,7 @@ def _headline_labels(scores: Scores) -> list[str]:
         f"loss {scores['loss']:.4f}",
         f"(macro F1 with all thresholds at 0.5: {shown(scores['macro_f1_at_half'], '.3f')}, "
         f"always naming every class: {shown(scores['every_class_macro_f1'], '.3f')})",
+        *(["(thresholds tuned on these very examples)"] if scores.get(_TUNED_HERE) else []),
     ]
 
 

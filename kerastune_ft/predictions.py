@@ -9,22 +9,24 @@ for prediction in predict(run, [Path("photo.jpg")]): ...
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
 from kerastune_ft import data, evaluation
 from kerastune_ft import recipe as recipes
-from kerastune_ft.data import Split, images
+from kerastune_ft.data import Split, images, tables
 from kerastune_ft.errors import DataError, RunError
 from kerastune_ft.evaluation import EVALUATORS, Evaluation
 from kerastune_ft.recipe import Recipe
-from kerastune_ft.runs import Run
+from kerastune_ft.runs import Document, Run
 from kerastune_ft.tasks import TASKS, Outputs
+
+_Content = TypeVar("_Content")
 
 
 def load_model(run: Run) -> keras.Model:
@@ -49,19 +51,25 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
 
     Args:
         run: A run with a model.
-        path: A folder of class sub-folders or a CSV file with the run's label columns. All of it
-            is scored or, if it has splits of its own, its test split. `None` for the run's own
-            test split (its validation split if it has no other), which must not have changed.
+        path: A CSV file with the run's columns or, where the task is one class per picture, a
+            folder of class sub-folders. All of it is scored or, if it has splits of its own, its
+            test split. `None` for the run's own test split (its validation split if it has no
+            other), which must not have changed.
 
     Returns:
         The recipe, what was scored and how it went, with the run's own thresholds.
 
     Raises:
-        DataError: If the data changed, or has a class that the run does not know.
+        DataError: If the data changed, is not of the task's kind, or has a class that the run does
+            not know.
+        RunError: If a document of the run or its model is missing or damaged.
     """
     recipe, outputs = contract(run)
     split = _own_split(run, recipe) if path is None else _other_data(recipe, path, outputs)
-    return recipe, split, evaluation.evaluate(load_model(run), recipe, split, outputs)
+    tuned_here = path is None and split.name == "validation"
+    model = load_model(run)
+    found = evaluation.evaluate(model, recipe, split, outputs, tuned_here=tuned_here)
+    return recipe, split, found
 
 
 def predict(run: Run, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -119,17 +127,33 @@ def contract(run: Run) -> tuple[Recipe, Outputs]:
         RecipeError: If its recipe is no longer valid.
     """
     recipe = recipes.load(run.recipe_path)
-    outputs = data.outputs_of(run.read_json("data"))
+    kind = TASKS[recipe.task.name].labels
+    outputs = _read(run, "data", lambda record: data.outputs_of(record, kind))
     if run.has("thresholds"):
-        classes = run.read_json("thresholds")["classes"]
-        thresholds = tuple(classes[name]["threshold"] for name in outputs.names)
+        thresholds = _read(run, "thresholds", lambda record: _thresholds(record, outputs.names))
         outputs = replace(outputs, thresholds=thresholds)
     return recipe, outputs
 
 
+def _thresholds(record: Mapping[str, Any], names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(float(record["classes"][name]["threshold"]) for name in names)
+
+
+def _read(run: Run, name: Document, content: Callable[[Mapping[str, Any]], _Content]) -> _Content:
+    """Returns the content of a document of a run, or says that it is damaged."""
+    try:
+        return content(run.read_json(name))
+    except (KeyError, TypeError, ValueError) as error:
+        missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"'{run.path / name}.json' is damaged: {missing}; restore it, or run "
+            f"'kft fit {run.recipe_path}' again."
+        ) from error
+
+
 def _own_split(run: Run, recipe: Recipe) -> Split:
     splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
-    recorded = run.read_json("data")["split_fingerprint"]
+    recorded = _read(run, "data", lambda record: record["split_fingerprint"])
     if splits.fingerprint != recorded:
         raise DataError(
             f"'{recipe.data.path}' has changed since run '{run.name}' was trained, so its test "
@@ -140,9 +164,17 @@ def _own_split(run: Run, recipe: Recipe) -> Split:
 
 
 def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:
-    source = "image_csv" if Path(path).is_file() else "image_folder"
+    kind, columns = TASKS[recipe.task.name].labels, tables.label_columns(recipe.data)
+    if kind != "class" and not Path(path).expanduser().is_file():
+        wrong = "is a folder" if Path(path).expanduser().is_dir() else "does not exist"
+        expected = tables.first_few([recipe.data.image_column, *columns], 20)
+        raise DataError(
+            f"--data: this run's task needs a CSV file with the columns {expected}; '{path}' "
+            f"{wrong}."
+        )
+    source = "image_csv" if Path(path).expanduser().is_file() else "image_folder"
     choice = recipe.data.model_copy(update={"source": source, "path": path})
-    return data.load_all(choice, outputs.names, TASKS[recipe.task.name].labels)
+    return data.load_all(choice, outputs.names, kind)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

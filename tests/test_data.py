@@ -651,6 +651,73 @@ def test_a_number_that_never_changes_is_refused(tmp_path: Path) -> None:
         data.load(section("image_csv", path, label_column=("a", "b")), "numbers")
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [repr(1.7e9 + 20 + 5 * n) for n in range(30)],  # as seconds of an afternoon
+        [repr(-1e6 - 0.1 * n) for n in range(30)],
+        [repr(1.7e9 + n) for n in range(30)],  # all alike in float32
+        [repr(n * 1e-50) for n in range(30)],
+    ],
+)
+def test_numbers_that_float32_cannot_tell_apart_are_refused(
+    tmp_path: Path, texts: list[str]
+) -> None:
+    path = labelled(tmp_path, [(text,) for text in texts], ("age",))
+    match = r"column 'age' has too few digits in float32.*; subtract a constant such as its small"
+    with pytest.raises(DataError, match=match):
+        data.load(section("image_csv", path, label_column="age"), "numbers")
+
+
+def test_the_same_numbers_less_their_smallest_are_taken(tmp_path: Path) -> None:
+    for name, step in (("large", 5.0), ("small", 1e-7)):
+        texts = [(repr(step * n),) for n in range(30)]
+        path = labelled(tmp_path / name, texts, ("age",))
+        splits = data.load(section("image_csv", path, label_column="age"), "numbers")
+        assert len(splits.train) + len(splits.validation) + len(splits.test) == 30
+
+
+def arrays(root: Path, largest: list[float]) -> Path:
+    """Writes a float array for each largest value, in folders of two classes."""
+    generator = np.random.default_rng(0)
+    for number, value in enumerate(largest):
+        path = root / "ab"[number % 2] / f"{number:02d}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.random((6, 5, 3)).astype(np.float32)
+        np.save(path, pixels / pixels.max() * np.float32(value))
+    return root
+
+
+@pytest.mark.parametrize("largest", [[1.0] * 20, [0.9, 0.0] * 2 + [1.0] * 16])
+def test_arrays_of_floats_up_to_one_are_refused(tmp_path: Path, largest: list[float]) -> None:
+    root = arrays(tmp_path, largest)
+    match = r"must be in 0\.\.255; these look like 0\.\.1, multiply by 255: 'a/00\.npy'"
+    with pytest.raises(DataError, match=match):
+        data.load(section("image_folder", root))
+    with pytest.raises(DataError, match=match):
+        data.load_all(section("image_folder", root), ("a", "b"))
+
+
+def test_some_dark_arrays_are_a_finding_and_black_ones_are_none(tmp_path: Path) -> None:
+    mixed = arrays(tmp_path / "mixed", [0.5, 1.0, 0.0] + [200.0] * 17)
+    splits = data.load(section("image_folder", mixed))
+    (found,) = splits.findings
+    assert (found.kind, found.severity) == ("dark_floats", "warn")
+    assert found.names == ("a/00.npy", "b/01.npy")
+    assert splits.found == 20
+    black = data.load(section("image_folder", arrays(tmp_path / "black", [0.0] * 20)))
+    assert black.findings == ()
+    few = data.load_all(section("image_folder", arrays(tmp_path / "few", [1.0] * 3)), ("a", "b"))
+    assert kinds(few.findings) == {"dark_floats": 3}
+
+
+def test_whole_numbers_up_to_one_are_dark_and_no_mistake(tmp_path: Path) -> None:
+    root = arrays(tmp_path, [200.0] * 20)
+    for path in root.glob("*/*.npy"):
+        np.save(path, np.ones((6, 5, 3), np.uint8))
+    assert data.load(section("image_folder", root)).findings == ()
+
+
 @pytest.mark.parametrize("kind", ["classes", "numbers"])
 def test_sources_of_one_class_refuse_other_labels(tmp_path: Path, kind: Any) -> None:
     for chosen in (section("image_folder", folder(tmp_path)), section("sklearn", "digits")):

@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -19,6 +22,7 @@ from rich.console import Console
 
 from kerastune_ft import cli, data, evaluation, losses, predictions, recipe, workflow
 from kerastune_ft.data.labels import LABELS
+from kerastune_ft.errors import RunError
 from kerastune_ft.runs import Run
 from kerastune_ft.tasks import TASKS, Outputs, mae_scale
 
@@ -367,7 +371,128 @@ def test_a_run_is_scored_on_another_table_but_not_on_folders(
     assert "of 2 examples" in kft("evaluate", run.path, "--data", table)
     result = CliRunner().invoke(cli.main, ["evaluate", str(run.path), "--data", str(tmp_path)])
     assert result.exit_code == 2
-    assert "gives one class per picture" in result.output
+    said = " ".join(result.output.split())
+    needs = "--data: this run's task needs a CSV file with the columns 'path', 'colours'; "
+    assert needs in said
+    assert "is a folder" in said
+    assert "image_folder" not in said
+    gone = CliRunner().invoke(cli.main, ["evaluate", str(run.path), "--data", "gone.csv"])
+    assert f"{needs}'gone.csv' does not exist" in " ".join(gone.output.split())
+
+
+def _without(*keys: str) -> Callable[[dict[str, Any]], Any]:
+    def change(document: dict[str, Any]) -> dict[str, Any]:
+        inner = document
+        for key in keys[:-1]:
+            inner = inner[key]
+        del inner[keys[-1]]
+        return document
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name", "change", "said"),
+    [
+        ("labels_run", "thresholds", _without("classes"), "'classes' is missing"),
+        ("labels_run", "thresholds", _without("classes", "green"), "'green' is missing"),
+        ("labels_run", "thresholds", _without("classes", "red", "threshold"), "'threshold' is"),
+        ("labels_run", "thresholds", lambda document: [1], ""),
+        ("labels_run", "thresholds", lambda document: {"classes": {"blue": None}}, ""),
+        ("labels_run", "data", _without("class_names"), "'class_names' is missing"),
+        ("labels_run", "data", _without("split_fingerprint"), "'split_fingerprint' is missing"),
+        ("numbers_run", "data", _without("targets"), "'targets' is missing"),
+        ("numbers_run", "data", _without("targets", "shade"), "'shade' is missing"),
+        ("numbers_run", "data", _without("targets", "lumen", "std"), "'std' is missing"),
+    ],
+)
+def test_a_damaged_document_of_a_run_is_named_with_the_remedy(
+    fixture: str,
+    name: Any,
+    change: Callable[[dict[str, Any]], Any],
+    said: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    run, _ = request.getfixturevalue(fixture)
+    copied = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    path = copied.path / f"{name}.json"
+    path.write_text(json.dumps(change(copied.read_json(name))))
+    with pytest.raises(RunError) as caught:
+        predictions.evaluate(copied)
+    message = str(caught.value)
+    assert message.startswith(f"'{path}' is damaged: {said}")
+    assert message.endswith(f"; restore it, or run 'kft fit {copied.recipe_path}' again.")
+
+
+def test_a_damaged_former_run_gives_no_head_and_says_why(
+    labels_run: tuple[Run, str], tmp_path: Path
+) -> None:
+    run, _ = labels_run
+    copied = Run(shutil.copytree(run.path, tmp_path / "copy"))
+    copied.write_json("thresholds", {})
+    former = recipe.load(run.recipe_path)
+    choice = former.backbone.model_copy(update={"weights": str(copied.path)})
+    chosen = former.model_copy(update={"backbone": choice})
+    splits = data.load(chosen.data, "classes")
+    console = Console(record=True, width=300, file=io.StringIO())
+    workflow._take_over_head(console, chosen, workflow.build(chosen, splits), splits)
+    text = console.export_text()
+    assert f"is new: '{copied.path / 'thresholds.json'}' is damaged: 'classes' is missing" in text
+
+
+def test_scores_on_which_thresholds_were_tuned_say_so(
+    labels_run: tuple[Run, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, printed = labels_run
+    words = "thresholds tuned on these very examples"
+    assert run.read_json("scores")["validation"]["thresholds_tuned_here"] is True
+    assert "thresholds_tuned_here" not in run.read_json("scores")["test"]
+    assert words not in printed
+    chosen, model = recipe.load(run.recipe_path), predictions.load_model(run)
+    splits = data.load(chosen.data, "classes")
+    nothing = replace(splits.test, names=(), labels=splits.test.labels[:0])
+    splits = replace(splits, test=nothing)
+    again = Run.create(tmp_path, "again")
+    history = SimpleNamespace(rows=training_rows(), stopped_early=False)
+    scores = workflow._evaluate(again, chosen, model, splits, history)
+    console = Console(record=True, width=300, file=io.StringIO())
+    workflow._show_scores(console, again, chosen, scores)
+    assert words in console.export_text()
+    # So does `kft evaluate`, which takes the same split then.
+    monkeypatch.setattr(predictions, "_own_split", lambda *_: splits.validation)
+    _, _, found = predictions.evaluate(run)
+    assert found.scores["thresholds_tuned_here"] is True
+    assert found.scores == scores["validation"]
+
+
+def training_rows() -> list[dict[str, Any]]:
+    keys = ("loss", "auc_pr", "learning_rate", "seconds")
+    return [{"epoch": 1, "stage": "head", **dict.fromkeys(keys, 0.5)}]
+
+
+@pytest.mark.parametrize("broken", ["precision_recall", "learning_curves"])
+def test_a_picture_that_cannot_be_drawn_costs_no_scores(
+    broken: str, labels_run: tuple[Run, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = labels_run
+    chosen, model = recipe.load(run.recipe_path), predictions.load_model(run)
+    splits = data.load(chosen.data, "classes")
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no picture")
+
+    if broken == "learning_curves":
+        monkeypatch.setattr(workflow.figures, "draw_learning_curves", fail)
+    else:
+        row = replace(evaluation.EVALUATORS["image_multilabel"], draw=fail)
+        monkeypatch.setitem(evaluation.EVALUATORS, "image_multilabel", row)
+    again = Run.create(tmp_path, "again")
+    history = SimpleNamespace(rows=training_rows(), stopped_early=False)
+    with pytest.raises(ValueError, match="no picture"):
+        workflow._evaluate(again, chosen, model, splits, history)
+    assert again.read_json("scores")["test"]["examples"] == len(splits.test)
+    assert len(rows_of(again.predictions_path)) == len(splits.test)
 
 
 def test_runs_are_listed_with_the_score_of_their_task(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kerastune_ft.recipe import Data
 
 _LARGEST_BALANCE = 10.0
+_LARGEST_STEP = 0.01  # of float32, in standard deviations of a number that is learned
 
 
 @dataclass(frozen=True)
@@ -299,13 +300,18 @@ def class_weights(
     return weights
 
 
-def outputs_of(record: Mapping[str, Any]) -> Outputs:
-    """Returns what a model returns that was trained on data with this `Splits.record()`."""
-    targets = record.get("targets", {}).values()
+def outputs_of(record: Mapping[str, Any], kind: Kind) -> Outputs:
+    """Returns what a model returns that was trained on data with this `Splits.record()`.
+
+    Raises:
+        KeyError, TypeError, ValueError: If the record is damaged.
+    """
+    names = tuple(str(name) for name in record["class_names"])
+    targets = [record["targets"][name] for name in names] if kind == "numbers" else []
     return Outputs(
-        tuple(record["class_names"]),
-        mean=tuple(target["mean"] for target in targets),
-        std=tuple(target["std"] for target in targets),
+        names,
+        mean=tuple(float(target["mean"]) for target in targets),
+        std=tuple(float(target["std"]) for target in targets),
     )
 
 
@@ -361,12 +367,19 @@ def _everywhere(training: Labels, class_names: Sequence[str]) -> tuple[Finding, 
 
 
 def _check_numbers(data: Data, table: Table, training: Labels) -> None:
-    for name, numbers in zip(table.class_names, training.astype(np.float32).T, strict=True):
-        if len(numbers) and numbers.min() == numbers.max():
+    for name, numbers in zip(table.class_names, training.T, strict=True):
+        if numbers.min() == numbers.max():
             raise DataError(
                 f"{data.path}: column '{name}' is {numbers[0]:g} for every training picture"
                 f"{because(table)}; a number that never changes cannot be learned, leave it out "
                 "of data.label_column."
+            )
+        step = float(np.spacing(np.float32(np.abs(numbers).max())))
+        if step > numbers.std() * _LARGEST_STEP:
+            raise DataError(
+                f"{data.path}: column '{name}' has too few digits in float32, which steps by "
+                f"{step:g} there, and the standard deviation is {numbers.std():.3g}; subtract a "
+                "constant such as its smallest value from it, or scale it if it is tiny."
             )
 
 
