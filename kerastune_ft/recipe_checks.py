@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from kerastune_ft import backbones
 from kerastune_ft.backbones import BACKBONES, Backbone
 from kerastune_ft.errors import did_you_mean
 from kerastune_ft.recipe_tree import KeyPath
@@ -104,7 +105,10 @@ def _phrase(shape: Shape) -> str:
     if origin is tuple:
         if arguments[-1] is not Ellipsis:
             return f"a list of {len(arguments)}, each {expected(Shape(arguments[0]))}"
-        return f"a list of {expected(Shape(arguments[0]))}s".replace("a list of a ", "a list of ")
+        item = expected(Shape(arguments[0]))
+        if item.startswith("an "):
+            return f"a list, each {item}"
+        return f"a list of {item}s".replace("a list of a ", "a list of ")
     if _model(shape):
         return "a mapping"
     nouns = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
@@ -288,13 +292,18 @@ def _row(values: Values) -> Backbone:
     return BACKBONES[name]
 
 
+def _is_preset(name: str) -> bool:
+    prefix = f"{backbones.HUB}:"
+    return name.startswith(prefix) and name != prefix
+
+
 def _list(items: Iterable[object]) -> str:
     return ", ".join(map(str, items))
 
 
 def _backbone_name(values: Values) -> Iterator[Mistake]:
     name = values(*_NAME_PATH)
-    if name.startswith("keras_hub:") and name != "keras_hub:":
+    if _is_preset(name):
         return
     if name not in BACKBONES:
         hint = did_you_mean(name, BACKBONES) or ";"
@@ -303,9 +312,10 @@ def _backbone_name(values: Values) -> Iterator[Mistake]:
 
 
 def _weights(values: Values) -> Iterator[Mistake]:
-    row, weights = _row(values), values(*_WEIGHTS_PATH)
+    name, weights = values(*_NAME_PATH), values(*_WEIGHTS_PATH)
     if weights is None:
         return
+    row = backbones.get(name) if _is_preset(name) else _row(values)
     is_path = weights.endswith((".keras", ".weights.h5")) or "/" in weights or "\\" in weights
     if weights in (*row.weights, "none") or is_path or Path(weights).is_dir():
         return

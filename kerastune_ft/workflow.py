@@ -137,7 +137,10 @@ _BUILDERS: dict[str, Callable[..., keras.Model]] = {
 def _take_over_head(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
     """Begins with the head of a former run, if its folder gives the weights and it fits."""
     path = recipe.backbone.weights_path
-    if path is None or not path.is_dir():
+    if path is None:
+        return
+    if not path.is_dir():
+        console.print("[bold]head[/]     is new: only a former run's folder brings its head")
         return
     try:
         former = Run.open(path)

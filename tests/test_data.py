@@ -615,6 +615,7 @@ def test_the_scale_of_numbers_is_that_of_the_training_split(tmp_path: Path) -> N
     ("text", "message"),
     [
         ("3,5", r"row 3, column 'age': '3,5' is no number; write a decimal point, 3\.5"),
+        ("1,000", r"'1,000' is no number; write 1000, or 1\.000 if that is meant"),
         ("1,234.5", r"write it without separators, 1234\.5"),
         ("1_000", "write it without separators, 1000"),
         ("3 kg", "write the number alone, 3, and the unit into the column's name"),

@@ -614,6 +614,9 @@ def test_possible_combinations_are_not(smallest: Path, overrides: list[str]) -> 
         (["task.pooling=token"], "task.pooling", "no token; expected avg, max or gem"),
         (["task.name=image_multilabel", "data.source=tfds", "data.label_column=[a, b]"],
          "data.label_column", "leave label_column out"),
+        (["backbone={name: 'keras_hub:x', weights: torchvision}"], "backbone.weights",
+         "it has preset, none"),
+        (["task.hidden=256"], "task.hidden", "expected a list, each an integer >= 1, got 256"),
         (["backbone.name='keras_hub:'"], "backbone.name", "is unknown"),
     ],
 )  # fmt: skip

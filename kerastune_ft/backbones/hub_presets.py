@@ -126,7 +126,7 @@ def _download(address: str) -> str:
     if scheme == "hf":
         return f"'hf download {place} --local-dir FOLDER'"
     if scheme == "kaggle":
-        return f"'python -c \"import kagglehub; print(kagglehub.model_download(\\'{place}\\'))\"'"
+        return f"python -c 'import kagglehub; print(kagglehub.model_download(\"{place}\"))'"
     return f"a download of {address}"
 
 

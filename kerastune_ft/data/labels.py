@@ -198,6 +198,8 @@ def _number(cell: str, column: str) -> float:
 
 def _remedy(text: str) -> str:
     if re.fullmatch(r"[+-]?\d*,\d+", text):
+        if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", text):  # which of the two, nobody can tell
+            return f"write {text.replace(',', '')}, or {text.replace(',', '.', 1)} if that is meant"
         return f"write a decimal point, {text.replace(',', '.')}"
     if re.fullmatch(r"[+-]?[\d,_' ]+(\.\d+)?", text):
         return f"write it without separators, {re.sub('[^0-9.+-]', '', text)}"
