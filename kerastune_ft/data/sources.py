@@ -341,7 +341,7 @@ def _look_for_separators(
         if len(rows) > len(texts) // 10:
             message = (
                 f"rows with '{other}' in a label and none with data.label_separator "
-                f"'{separator}'; '{other}' may be the separator"
+                f"'{separator}'; '{other}' may be the separator: set data.label_separator='{other}'"
             )
             for row in rows:
                 findings.add("label_separator", "warn", message, row)
