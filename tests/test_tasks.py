@@ -20,7 +20,16 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
-from kerastune_ft import cli, data, evaluation, losses, predictions, recipe, workflow
+from kerastune_ft import (
+    cli,
+    data,
+    evaluation,
+    losses,
+    predictions,
+    recipe,
+    recipe_checks,
+    workflow,
+)
 from kerastune_ft.data.labels import LABELS
 from kerastune_ft.errors import RunError
 from kerastune_ft.runs import Run
@@ -145,6 +154,10 @@ def test_mae_is_in_the_unit_of_one_target_and_in_standard_deviations_of_several(
     assert float(single.result()) == pytest.approx(np.abs(true[:, 1]).mean(), rel=1e-5)
     assert single.name == several.name == TASKS["image_regression"].metric
     assert mae_scale(one) == (1.0,)
+
+
+def test_recipes_and_tasks_name_the_same_metrics() -> None:
+    assert recipe_checks._METRICS == {name: row.metric for name, row in TASKS.items()}
 
 
 # small runs from end to end
