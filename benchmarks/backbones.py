@@ -65,7 +65,7 @@ def measure(name: str, batches: int) -> dict[str, float]:
     y = noise.integers(0, 10, PICTURES)
     speeds = {}
     for key, stage in (("first", read.train.stages[0]), ("last", read.train.stages[-1])):
-        models.unfreeze_top(model, stage.trainable_blocks, batch_norm=stage.batch_norm)
+        models.unfreeze(model, stage.trainable_blocks, batch_norm=stage.batch_norm)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         optimizer = keras.optimizers.AdamW(1e-5)
         optimizer.build(model.trainable_variables)

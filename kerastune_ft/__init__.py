@@ -2,7 +2,7 @@
 
     import kerastune_ft as kft
     model = kft.image_classifier("mobilenet_v2", num_classes=5, weights="torchvision")
-    kft.unfreeze_top(model, 4)
+    kft.unfreeze(model, 4)
 
 Importing the package does not import TensorFlow; the first use of a name that needs it does.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         image_classifier,
         image_multilabel,
         image_regressor,
-        unfreeze_top,
+        unfreeze,
     )
     from kerastune_ft.predictions import evaluate, load_model, predict
     from kerastune_ft.recipe import Recipe
@@ -49,7 +49,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "optimizers": "optimizers",
     "predict": "predictions",
-    "unfreeze_top": "models",
+    "unfreeze": "models",
 }
 
 __all__ = [
@@ -69,7 +69,7 @@ __all__ = [
     "load_recipe",
     "optimizers",
     "predict",
-    "unfreeze_top",
+    "unfreeze",
 ]
 
 

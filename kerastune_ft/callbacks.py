@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from kerastune_ft import models
-from kerastune_ft.errors import TrainingError
+from kerastune_ft.errors import NotFiniteError, TrainingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +55,13 @@ class AuditReport:
         """Whether what was frozen stayed and what was trainable moved."""
         return not self.frozen_moved and not self.blocks_still
 
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> AuditReport:
+        """Returns what `record` said."""
+        made = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
+        made.pop("passed", None)
+        return cls(**made)
+
     def record(self) -> dict[str, Any]:
         """Returns it as plain data for `audit.json`."""
         return {"passed": self.passed, **asdict(self)}
@@ -78,13 +85,27 @@ class FreezeAudit(keras.callbacks.Callback):
         self.raises = raises
         self.report: AuditReport | None = None
         self._before: dict[str, tuple[_Role, bytes]] = {}
+        self._restored = False
+
+    def state(self) -> dict[str, Any]:
+        """Returns the digests for `json`: the audit of a resumed stage compares with its start."""
+        return {path: [role, digest.hex()] for path, (role, digest) in self._before.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` said; the next training does not take digests of its own."""
+        self._before = {path: (role, bytes.fromhex(text)) for path, (role, text) in state.items()}
+        self._restored = True
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Takes the digests."""
         self.report = None
+        if self._restored:
+            self._restored = False
+            return
         role: dict[int, _Role] = {id(v): "trained" for v in self.model.trainable_variables}
         for layer in models.layers_of(self.model):
-            if layer.trainable and isinstance(layer, keras.layers.BatchNormalization):
+            normalises = isinstance(layer, keras.layers.BatchNormalization)
+            if normalises and models.statistics_move(layer):
                 role |= {id(v): "statistics" for v in layer.non_trainable_variables}
         self._before = {
             path: (role.get(id(weight), "frozen"), _digest(weight))
@@ -93,7 +114,7 @@ class FreezeAudit(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Compares."""
-        _sync(self.model)
+        sync(self.model)
         frozen_moved: list[str] = []
         trained_still: list[str] = []
         statistics_still = 0
@@ -135,7 +156,7 @@ def _failure(report: AuditReport) -> str:
         parts.append(f"nothing moved in {', '.join(report.blocks_still)}")
     return (
         f"freeze audit failed: {'; '.join(parts)}. Expected frozen weights to stay bit-identical "
-        "and every trainable block to move; was the model compiled after `unfreeze_top`?"
+        "and every trainable block to move; was the model compiled after `unfreeze`?"
     )
 
 
@@ -144,14 +165,16 @@ class StopOnNaN(keras.callbacks.Callback):
 
     Args:
         stage: Named in the error.
+        first_step: Steps of the first epoch that were done before, in a resumed fit.
 
     Raises:
-        TrainingError: With the epoch, the step and the learning rate.
+        NotFiniteError: With the epoch, the step and the learning rate.
     """
 
-    def __init__(self, stage: str = "training") -> None:
+    def __init__(self, stage: str = "training", first_step: int = 0) -> None:
         super().__init__()
         self.stage = stage
+        self.first_step = first_step
         self._epoch = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -162,11 +185,21 @@ class StopOnNaN(keras.callbacks.Callback):
         """Looks at the loss."""
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
-            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-            raise TrainingError(
-                f"{self.stage}: the loss is {loss} at epoch {self._epoch + 1}, step {batch + 1}, "
-                f"learning rate {rate:.3g}; try a tenth of it, or train.optimizer.clipnorm=1.0."
-            )
+            self._stop("loss", loss, f", step {self.first_step + batch + 1}")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the loss on validation, which sees what the last step did."""
+        self.first_step = 0
+        loss = float((logs or {}).get("val_loss", 0.0))
+        if not math.isfinite(loss):
+            self._stop("loss on validation", loss, "")
+
+    def _stop(self, what: str, loss: float, step: str) -> None:
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        raise NotFiniteError(
+            f"{self.stage}: the {what} is {loss} at epoch {self._epoch + 1}{step}, "
+            f"learning rate {rate:.3g}; try a tenth of it, or train.optimizer.clipnorm=1.0."
+        )
 
 
 class EpochRows(keras.callbacks.Callback):
@@ -190,10 +223,20 @@ class EpochRows(keras.callbacks.Callback):
         self.examples = examples
         self.receivers = receivers
         self._begin = self._trained = 0.0
+        self._before = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Returns for `json` what the running epoch has cost so far."""
+        return {"seconds": max(0.0, time.monotonic() - self._begin)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` said: the resumed epoch has cost that already."""
+        self._before = float(state["seconds"])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Starts the clock."""
-        self._begin = self._trained = time.monotonic()
+        self._begin = self._trained = time.monotonic() - self._before
+        self._before = 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads the clock: the last one of the epoch counts."""
@@ -201,7 +244,7 @@ class EpochRows(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Makes the row."""
-        _sync(self.model)
+        sync(self.model)
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row = {
             "epoch": epoch + 1,
@@ -229,6 +272,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.console = console
         self.epochs = epochs
         self.steps = steps
+        self.first_step = 0
         self._bar: Any = None
         self._line: Any = None
 
@@ -257,10 +301,11 @@ class ProgressBar(keras.callbacks.Callback):
             figures = "  ".join(
                 f"{name} {float(value):.4f}" for name, value in (logs or {}).items()
             )
-            self._bar.update(self._line, completed=batch + 1, figures=figures)
+            self._bar.update(self._line, completed=self.first_step + batch + 1, figures=figures)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Removes the line; the epoch's own row takes its place."""
+        self.first_step = 0
         self.close()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -285,7 +330,7 @@ def _digest(weight: keras.Variable) -> bytes:
     return hashlib.sha256(array.tobytes()).digest()
 
 
-def _sync(model: keras.Model) -> None:
+def sync(model: keras.Model) -> None:
     """Brings the state of a running JAX fit back into the variables; a no-op elsewhere."""
     if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()
+        model.jax_statesync()

@@ -85,7 +85,14 @@ def main(debug: bool) -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_runs_dir
 @click.option("--name", help="Name of the run; by default the recipe's, numbered.")
-def fit(recipe: Path, overrides: tuple[str, ...], runs_dir: Path, name: str | None) -> None:
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the unfinished run of this recipe, if there is one.",
+)
+def fit(
+    recipe: Path, overrides: tuple[str, ...], runs_dir: Path, name: str | None, resume: bool
+) -> None:
     """Carries out a RECIPE: data, model, stages, evaluation.
 
     `kft fit recipes/mobilenet.yaml data.source=image_folder data.path=photos/ train.seed=3`
@@ -97,7 +104,18 @@ def fit(recipe: Path, overrides: tuple[str, ...], runs_dir: Path, name: str | No
     console = _console()
     workflow = _workflow()
     default = recipe.parent.name if recipe.stem == "recipe" else recipe.stem
-    workflow.fit(loaded, runs_dir=runs_dir, name=name, default_name=default, console=console)
+    workflow.fit(
+        loaded, runs_dir=runs_dir, name=name, default_name=default, console=console, resume=resume
+    )
+
+
+@main.command()
+@click.argument("run", type=_RUN)
+def resume(run: Path) -> None:
+    """Goes on with a RUN that was killed or interrupted, from its last checkpoint."""
+    signal.signal(signal.SIGTERM, _terminated)
+    console = _console()
+    _workflow().resume(run, console)
 
 
 @main.command()
@@ -118,11 +136,15 @@ def validate(recipe: Path, overrides: tuple[str, ...]) -> None:
 @main.command()
 @click.argument("recipe", type=_RECIPE)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def plan(recipe: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--stages", is_flag=True, help="Print the stages as YAML, to be edited.")
+def plan(recipe: Path, overrides: tuple[str, ...], stages: bool) -> None:
     """Shows what `fit` would do: data, stages, trainable parameters, rates."""
     from kerastune_ft import recipe as recipes
 
     loaded = recipes.load(recipe, overrides)
+    if stages:
+        click.echo(_workflow().stages_text(loaded), nl=False)
+        return
     _workflow().plan(loaded, _console())
 
 
@@ -186,7 +208,16 @@ def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
         sys.exit(1)
 
 
-_LISTS = ("backbones", "recipes", "sources", "tasks", "optimizers", "schedules", "augment")
+_LISTS = (
+    "backbones",
+    "recipes",
+    "sources",
+    "tasks",
+    "optimizers",
+    "schedules",
+    "strategies",
+    "augment",
+)
 
 
 class _Name(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2 alone

@@ -42,6 +42,10 @@ class TrainingError(KftError):
     """Reports training that went wrong: loss not finite, a failed freeze audit."""
 
 
+class NotFiniteError(TrainingError):
+    """Reports a loss that is no longer a finite number."""
+
+
 class RunError(KftError):
     """Reports a run folder that is missing, taken, incomplete or not writable."""
 

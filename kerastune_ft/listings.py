@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from kerastune_ft import backbones, starters
+from kerastune_ft import backbones, starters, strategies
 from kerastune_ft import recipe as recipes
 from kerastune_ft.errors import KftError, RecipeError, RunError, WeightsError, did_you_mean
 from kerastune_ft.runs import Run
@@ -278,6 +278,10 @@ LISTS: dict[str, Callable[[Path], list[Row]]] = {
     "tasks": lambda _: [{"name": t.name, "description": t.description} for t in TASKS.values()],
     "optimizers": _choices(recipes.Optimizer.model_fields["name"].annotation),
     "schedules": _choices(recipes.Stage.model_fields["schedule"].annotation),
+    "strategies": lambda _: [
+        {"name": row.name, "stages": row.description, "paper": row.paper}
+        for row in strategies.STRATEGIES.values()
+    ],
     "augment": lambda _: [
         {"name": name, "changes": _settings(augment.model_dump(exclude_defaults=True))}
         for name, augment in recipes.AUGMENTATIONS.items()

@@ -5,12 +5,13 @@ model, pooling, dropout, a dense head. It loads with `keras.models.load_model` w
 is not installed. Nothing here compiles or trains.
 
     model = image_classifier("mobilenet_v2", num_classes=5, weights="torchvision")
-    unfreeze_top(model, blocks=4)        # then compile: Keras fixes `trainable` when it traces
+    unfreeze(model, blocks=4)        # then compile: Keras fixes `trainable` when it traces
     [b.name for b in blocks(model) if b.trainable]
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +20,10 @@ import keras
 
 from kerastune_ft import backbones, heads
 from kerastune_ft.backbones import hub, networks
-from kerastune_ft.errors import ModelError
+from kerastune_ft.errors import ModelError, did_you_mean
 
-BatchNorm = Literal["frozen", "train"]
+BatchNorm = Literal["frozen", "affine", "train"]
+Parameters = Literal["all", "biases"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def image_classifier(
         raise ModelError(f"num_classes: expected 2 or more, got {num_classes}.")
     head = heads.Head(heads.LOGITS, num_classes, pooling, tuple(hidden), dropout, seed)
     model = _build(backbone, head, weights, image_size, channels, alpha, name)
-    unfreeze_top(model, trainable_blocks, batch_norm=batch_norm)
+    unfreeze(model, trainable_blocks, batch_norm=batch_norm)
     return model
 
 
@@ -161,7 +163,7 @@ def image_multilabel(
         raise ModelError(f"num_labels: expected 1 or more, got {num_labels}.")
     head = heads.Head(heads.LOGITS, num_labels, pooling, tuple(hidden), dropout, seed)
     model = _build(backbone, head, weights, image_size, channels, alpha, name)
-    unfreeze_top(model, trainable_blocks, batch_norm=batch_norm)
+    unfreeze(model, trainable_blocks, batch_norm=batch_norm)
     return model
 
 
@@ -219,7 +221,7 @@ def image_regressor(
     units = heads.Units.of(num_targets, mean, std)
     head = heads.Head(heads.STANDARDISED, num_targets, pooling, tuple(hidden), dropout, seed, units)
     model = _build(backbone, head, weights, image_size, channels, alpha, name)
-    unfreeze_top(model, trainable_blocks, batch_norm=batch_norm)
+    unfreeze(model, trainable_blocks, batch_norm=batch_norm)
     return model
 
 
@@ -292,45 +294,96 @@ def freeze(model: keras.Model) -> None:
     Args:
         model: Made by a builder, or reloaded.
     """
-    unfreeze_top(model, 0)
+    unfreeze(model, 0)
 
 
-def unfreeze_top(model: keras.Model, blocks: int, *, batch_norm: BatchNorm = "frozen") -> None:
-    """Makes the head and the top `blocks` backbone blocks trainable, everything below frozen.
+def unfreeze(
+    model: keras.Model,
+    blocks: int | str | Sequence[str],
+    *,
+    batch_norm: BatchNorm = "frozen",
+    parameters: Parameters = "all",
+) -> None:
+    """Makes the head and some backbone blocks trainable, everything else frozen.
 
     Compile afterwards: Keras fixes `trainable` when it builds the train function, and a flag
     set later changes nothing (keras 9477).
 
     Args:
         model: Made by a builder, or reloaded.
-        blocks: Counted from the top. 0 trains the head alone, -1 everything.
+        blocks: A number counts from the top: 0 trains the head alone, -1 everything. Names, or
+            regular expressions that match whole names, choose blocks wherever they are.
         batch_norm: `frozen` keeps every BatchNormalization of the backbone in inference mode, at
-            whatever depth of nested layers; `train` lets those of unfrozen blocks train and move
-            their statistics.
+            whatever depth of nested layers, and its scale and offset as they are. `affine` trains
+            scale and offset in unfrozen blocks, the statistics stay. `train` lets those of
+            unfrozen blocks train and move their statistics.
+        parameters: `biases` trains biases and the offsets of normalisation alone, in the chosen
+            blocks; the head trains whole.
 
     Raises:
-        ModelError: If the backbone has fewer blocks.
+        ModelError: If the backbone has fewer blocks, or a name matches none.
 
     Reference:
         Howard & Ruder 2018, gradual unfreezing. https://arxiv.org/abs/1801.06146
+        Ben Zaken et al. 2022, BitFit. https://arxiv.org/abs/2106.10199
     """
     *body, head = _blocks(model)
-    if blocks < -1 or blocks > len(body):
-        raise ModelError(
-            f"trainable_blocks: backbone '{model.name}' has {len(body)} blocks; expected -1 (all) "
-            f"to {len(body)}, got {blocks}."
-        )
-    first = 0 if blocks == -1 else len(body) - blocks
+    chosen = select([block.name for block in body], blocks, model.name)
     # A container that is not trainable hides its layers' flags, and setting its flag would
     # overwrite them: the container first, then layer by layer.
     network, _ = backbone_of(model)
     model.trainable = True
     network.trainable = True
+    if parameters == "biases" and batch_norm == "frozen":
+        batch_norm = "affine"  # the offset is the bias of a convolution under normalisation
     for index, block in enumerate(body):
         for layer in block.layers:
-            _set_trainable(layer, index >= first, batch_norm)
+            _set_trainable(layer, index in chosen, batch_norm)
+            if parameters == "biases" and index in chosen:
+                for weight in layer.weights:
+                    weight.trainable = weight.trainable and weight.name in ("bias", "beta")
     for layer in head.layers:
         layer.trainable = True
+
+
+def select(names: Sequence[str], blocks: int | str | Sequence[str], owner: str) -> frozenset[int]:
+    """Returns which blocks, by place from the bottom, a choice means.
+
+    Args:
+        names: Of the backbone's blocks, stem first, without the head.
+        blocks: As in `unfreeze`.
+        owner: What an error calls the backbone.
+
+    Raises:
+        ModelError: If there are fewer blocks, or a name matches none.
+    """
+    if isinstance(blocks, int):
+        if blocks < -1 or blocks > len(names):
+            raise ModelError(
+                f"trainable_blocks: backbone '{owner}' has {len(names)} blocks; expected -1 (all) "
+                f"to {len(names)}, got {blocks}."
+            )
+        return frozenset(range(0 if blocks == -1 else len(names) - blocks, len(names)))
+    chosen: set[int] = set()
+    for pattern in [blocks] if isinstance(blocks, str) else blocks:
+        try:
+            found = {i for i, name in enumerate(names) if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise ModelError(
+                f"trainable_blocks: '{pattern}' is no regular expression: {error}."
+            ) from error
+        if not found:
+            raise ModelError(
+                f"trainable_blocks: '{pattern}' matches no block of '{owner}'"
+                f"{did_you_mean(pattern, names) or ';'} the blocks are {', '.join(names)}."
+            )
+        chosen |= found
+    return frozenset(chosen)
+
+
+def statistics_move(layer: keras.layers.Layer) -> bool:
+    """Whether training moves the statistics of a BatchNormalization layer."""
+    return bool(layer.trainable) and "call" not in vars(layer)
 
 
 def take_over_head(
@@ -385,13 +438,30 @@ def _set_trainable(layer: keras.layers.Layer, value: bool, batch_norm: BatchNorm
     parts = layer._flatten_layers()
     for part in parts:
         part.trainable = value
-    if batch_norm == "frozen":
-        for part in parts:
-            if isinstance(part, keras.layers.BatchNormalization):
+    for part in parts:
+        if isinstance(part, keras.layers.BatchNormalization):
+            if batch_norm == "frozen":
                 part.trainable = False
+            _hold_statistics(part, value and batch_norm == "affine")
 
 
-_blocks = blocks  # `unfreeze_top` has an argument of that name
+def _hold_statistics(layer: keras.layers.BatchNormalization, hold: bool) -> None:
+    """Makes a layer that trains normalise by its stored statistics, or lets it go again.
+
+    Keras knows one flag for both: `trainable` off freezes scale and offset too. The change is to
+    this object alone; a saved model holds nothing of it.
+    """
+    if not hold:
+        vars(layer).pop("call", None)
+        return
+
+    def call(inputs: object, training: bool | None = None, mask: object = None) -> object:
+        return type(layer).call(layer, inputs, training=False, mask=mask)
+
+    vars(layer)["call"] = call
+
+
+_blocks = blocks  # `unfreeze` has an argument of that name
 
 
 def _size(row: backbones.Backbone, image_size: int | tuple[int, int] | None) -> tuple[int, int]:

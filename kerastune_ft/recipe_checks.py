@@ -8,6 +8,7 @@ else is wrong with it, and know nothing of files and lines.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -268,12 +269,16 @@ class Values:
             shape = inner
         return value
 
+    def default(self, *path: str | int) -> Any:
+        """Returns the default at a path."""
+        return Values(self.root, {path[0]: {}}, ())(*path)
+
 
 def combinations(values: Values) -> Iterator[Mistake]:
     """Yields what is wrong between keys, from every check whose own keys are right."""
     checks: tuple[Callable[[Values], Iterator[Mistake]], ...] = (
-        _backbone_name, _weights, _alpha, _side, _split, _optimizers, _stages, _monitor, _task,
-        _labels,
+        _backbone_name, _weights, _alpha, _side, _split, _optimizers, _stages, _strategy, _monitor,
+        _averaging, _devices, _task, _labels,
     )  # fmt: skip
     for check in checks:
         with suppress(_UnknownError):
@@ -389,6 +394,9 @@ def _optimizers(values: Values) -> Iterator[Mistake]:
                 continue
             name, momentum = values(*place, "name"), values(*place, "momentum")
             nesterov = values(*place, "nesterov")
+            if all(values(*place, key) for key in ("clipnorm", "global_clipnorm")):
+                message = "clip by clipnorm or by global_clipnorm; Keras takes one of them"
+                yield Mistake(((*place, "global_clipnorm"), (*place, "clipnorm")), message)
             if momentum is not None and name not in ("sgd", "rmsprop"):
                 message = f"optimizer '{name}' has no momentum; sgd and rmsprop have"
                 yield Mistake(((*place, "momentum"), (*place, "name")), message)
@@ -410,12 +418,79 @@ def _stages(values: Values) -> Iterator[Mistake]:
                 yield Mistake(((*stage, "warmup_epochs"), (*stage, "epochs")), message)
         with suppress(_UnknownError):
             blocks, row = values(*stage, "trainable_blocks"), _row(values)
-            if blocks > len(row.cuts):
-                message = (
-                    f"backbone '{row.name}' has {len(row.cuts)} blocks, got trainable_blocks "
-                    f"{blocks}; -1 trains all"
-                )
+            if message := _blocks_mistake(blocks, row, "trainable_blocks"):
                 yield Mistake(((*stage, "trainable_blocks"), _NAME_PATH), message)
+
+
+def _blocks_mistake(blocks: Any, row: Backbone, key: str) -> str | None:
+    """Says what is wrong with a choice of blocks, None if nothing is."""
+    if isinstance(blocks, int):
+        if blocks <= len(row.cuts):
+            return None
+        return (
+            f"backbone '{row.name}' has {len(row.cuts)} blocks, got {key} {blocks}; -1 trains all"
+        )
+    for pattern in (blocks,) if isinstance(blocks, str) else blocks:
+        try:
+            found = any(re.fullmatch(pattern, cut) for cut in row.cuts)
+        except re.error as error:
+            return f"{shown(pattern)} is no regular expression: {error}"
+        if not found:
+            near = did_you_mean(pattern, row.cuts) or ";"
+            return (
+                f"{shown(pattern)} matches no block of '{row.name}'{near} the blocks are "
+                f"{_list(row.cuts)}"
+            )
+    return None
+
+
+_STRATEGY_PATH: KeyPath = ("train", "strategy")
+
+
+def _strategy(values: Values) -> Iterator[Mistake]:
+    choice = values(*_STRATEGY_PATH)
+    if choice is None:
+        return
+    if values("train", "stages") != values.default("train", "stages"):
+        message = "a strategy writes the stages; leave one of the two out"
+        yield Mistake((_STRATEGY_PATH, ("train", "stages")), message)
+    if isinstance(choice, str):
+        return
+    with suppress(_UnknownError):
+        blocks, row = values(*_STRATEGY_PATH, "blocks"), _row(values)
+        path: KeyPath = (*_STRATEGY_PATH, "blocks")
+        if blocks is not None and (message := _blocks_mistake(blocks, row, "blocks") or ""):
+            yield Mistake((path, _NAME_PATH), message)
+        name = values(*_STRATEGY_PATH, "name")
+        if isinstance(blocks, tuple) and name in ("gradual", "progressive"):
+            message = f"{name} counts blocks from the top; surgical takes names"
+            yield Mistake((path,), message)
+    with suppress(_UnknownError):
+        plateau = values(*_STRATEGY_PATH, "transition") == "plateau"
+        if plateau and values("train", "early_stopping") is None:
+            message = "plateau needs train.early_stopping to say what is watched"
+            yield Mistake(((*_STRATEGY_PATH, "transition"), ("train", "early_stopping")), message)
+
+
+def _averaging(values: Values) -> Iterator[Mistake]:
+    if values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
+        return
+    for key, needs in (("soup", True), ("wise_ft", values("train", "averaging", "wise_ft"))):
+        if values("train", "averaging", key) is not None and needs in (True, "auto"):
+            message = "weights are compared on validation, but data.split.validation is 0"
+            path: KeyPath = ("train", "averaging", key)
+            yield Mistake((path, ("data", "split", "validation")), message)
+
+
+def _devices(values: Values) -> Iterator[Mistake]:
+    size, replicas = values("data", "batch_size"), values("train", "replicas") or 1
+    shares = replicas * values("train", "hosts")
+    if size % shares:
+        message = (
+            f"{shares} devices share each batch of {size}; expected a multiple, such as "
+            f"{(size // shares + 1) * shares}"
+        )
+        yield Mistake((("data", "batch_size"), ("train", "replicas"), ("train", "hosts")), message)
 
 
 def _monitor(values: Values) -> Iterator[Mistake]:

@@ -10,17 +10,20 @@ Every file is replaced as a whole. `status.json` tells how far a run got: `runni
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from kerastune_ft import files
 from kerastune_ft.errors import RunError
@@ -136,9 +139,33 @@ class Run:
         return self.path / "predictions.csv"
 
     @property
+    def checkpoints_path(self) -> Path:
+        """What a killed run is resumed from."""
+        return self.path / "checkpoints"
+
+    @property
     def logs_path(self) -> Path:
         """TensorBoard's folder."""
         return self.path / "logs"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from working on the run; a killed one holds nothing.
+
+        Raises:
+            RunError: If another process is at work on it.
+        """
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"run '{self.path}' is being worked on by another process; wait for it, or stop it."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def figure_path(self, name: str) -> Path:
         """A picture of the results, such as `confusion_matrix`."""

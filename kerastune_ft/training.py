@@ -1,8 +1,10 @@
 """Runs the stages of a recipe: the only place that calls `model.fit`.
 
-A stage sets what is trainable, compiles with an optimizer of its own, trains, restores its best
-weights and must pass the freeze audit before the next one begins. Epochs are counted over all
-stages, and an epoch's order and augmentation follow from its number.
+A stage sets what is trainable, compiles with an optimizer of its own that takes over the slots of
+variables which go on training, trains, must pass the freeze audit, and goes back to the best
+weights of the run before the next one begins. Epochs are counted over all stages, and an epoch's
+order and augmentation follow from its number: a run that was killed goes on from its last
+checkpoint as if nothing had happened.
 
     stages = plan(model, recipe.train, examples=1257, batch_size=32)
     history = train(model, recipe, splits, run, console)
@@ -11,59 +13,38 @@ stages, and an epoch's order and augmentation follow from its number.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
-from kerastune_ft import callbacks, files, models, optimizers
+from kerastune_ft import (
+    averaging,
+    callbacks,
+    devices,
+    diagnosis,
+    files,
+    interrupts,
+    models,
+    optimizers,
+)
+from kerastune_ft.checkpoints import Arrays, Checkpoints, Position, State
 from kerastune_ft.data import Splits, augmentation, images
-from kerastune_ft.errors import TrainingError
+from kerastune_ft.errors import NotFiniteError, TrainingError
+from kerastune_ft.stages import StagePlan, check, plan
+from kerastune_ft.stopping import Best, PlateauRate, StageStopping
 from kerastune_ft.tasks import TASKS, TaskRow
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kerastune_ft.recipe import Recipe, Stage, Train
+    from kerastune_ft.recipe import EarlyStopping, Recipe, Train
     from kerastune_ft.runs import Run
 
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What one stage will do, before it does it.
-
-    Args:
-        name: As the recipe says, or made from what is trainable; unique in a run.
-        stage: The recipe's stage.
-        first_epoch: Epochs of the stages before.
-        steps: Per epoch.
-        trainable_blocks: Names, bottom first, `head` last.
-        trainable_parameters: Numbers that training moves.
-    """
-
-    name: str
-    stage: Stage
-    first_epoch: int
-    steps: int
-    trainable_blocks: tuple[str, ...]
-    trainable_parameters: int
-
-    @property
-    def last_epoch(self) -> int:
-        """Epochs when the stage is over, unless it stops early."""
-        return self.first_epoch + self.stage.epochs
-
-    def schedule(self) -> optimizers.StageSchedule:
-        """Returns the stage's learning rate as a function of its optimizer steps."""
-        steps = self.stage.epochs * self.steps
-        return optimizers.StageSchedule(
-            self.stage.schedule,
-            self.stage.learning_rate,
-            steps=steps,
-            warmup_steps=min(round(self.stage.warmup_epochs * self.steps), steps - 1),
-        )
+__all__ = ["History", "StagePlan", "check", "epoch_line", "plan", "save", "train"]
 
 
 @dataclass
@@ -74,175 +55,555 @@ class History:
         rows: See `callbacks.EpochRows`.
         audits: Stage name to audit report.
         stopped_early: Names of stages that ended before their last epoch.
+        best_epoch: Number of the epoch whose weights the run keeps, None for the last.
+        averaging: What averaging of weights did.
+        warnings: What went wrong on the way, a sentence each.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     audits: dict[str, callbacks.AuditReport] = field(default_factory=dict)
     stopped_early: list[str] = field(default_factory=list)
+    best_epoch: int | None = None
+    averaging: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
+    def record(self) -> dict[str, Any]:
+        """Returns it for `json`."""
+        return {
+            "rows": self.rows,
+            "audits": {name: report.record() for name, report in self.audits.items()},
+            "stopped_early": self.stopped_early,
+            "best_epoch": self.best_epoch,
+            "warnings": self.warnings,
+        }
 
-def check(recipe: Recipe, splits: Splits) -> None:
-    """Refuses what the recipe asks of its data and the data cannot give, before anything is built.
-
-    Raises:
-        DataError: If `train.class_weight` names a class that the data lacks, or pictures do not
-            have `backbone.channels`.
-        TrainingError: If early stopping monitors a validation split that is empty.
-    """
-    splits.class_weights(recipe.train.class_weight)
-    images.check_channels(splits.all, recipe.backbone.channels)
-    stopping = recipe.train.early_stopping
-    if not len(splits.validation) and stopping and stopping.monitor.startswith("val_"):
-        raise TrainingError(
-            f"train.early_stopping.monitor: '{stopping.monitor}' needs a validation split and "
-            "there is none; set data.split.validation, or monitor 'loss', or set "
-            "train.early_stopping=null."
-        )
-
-
-def plan(model: keras.Model, train: Train, examples: int, batch_size: int) -> list[StagePlan]:
-    """Lists what each stage will train. Leaves the model as the first stage wants it.
-
-    Args:
-        model: Made by a builder.
-        train: The recipe's `train`.
-        examples: In the training split.
-        batch_size: Examples per step.
-
-    Raises:
-        ModelError: If a stage asks for more blocks than there are.
-    """
-    plans: list[StagePlan] = []
-    steps = math.ceil(examples / batch_size)
-    for number, stage in enumerate(train.stages, 1):
-        models.unfreeze_top(model, stage.trainable_blocks, batch_norm=stage.batch_norm)
-        trained = [block for block in models.blocks(model) if block.trainable]
-        name = stage.name or f"{number} {_describe(stage.trainable_blocks)}"
-        while name in {former.name for former in plans}:  # the audits are kept by name
-            name = f"{number} {name}"
-        plans.append(
-            StagePlan(
-                name=name,
-                stage=stage,
-                first_epoch=plans[-1].last_epoch if plans else 0,
-                steps=steps,
-                trainable_blocks=tuple(block.name for block in trained),
-                trainable_parameters=sum(block.trainable_parameters for block in trained),
-            )
-        )
-    first = train.stages[0]
-    models.unfreeze_top(model, first.trainable_blocks, batch_norm=first.batch_norm)
-    return plans
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> History:
+        """Returns what `record` said."""
+        audits = {n: callbacks.AuditReport.of(report) for n, report in record["audits"].items()}
+        return cls(**{**record, "audits": audits})
 
 
 def train(
-    model: keras.Model, recipe: Recipe, splits: Splits, run: Run, console: Console
+    model: keras.Model,
+    recipe: Recipe,
+    splits: Splits,
+    run: Run,
+    console: Console,
+    *,
+    resume: State | None = None,
+    machine: devices.Devices | None = None,
 ) -> History:
-    """Trains a model stage by stage; `model` ends with the last stage's best weights.
+    """Trains a model stage by stage; `model` ends with the weights that the run keeps.
 
     Args:
         model: Made by a builder.
         recipe: Says how.
         splits: The data; the test split is not looked at.
-        run: Receives `history.csv`, `audit.json`, TensorBoard logs, and `model.keras` after every
-            epoch.
+        run: Receives `history.csv`, `audit.json`, TensorBoard logs, checkpoints, and `model.keras`
+            after every epoch.
         console: Shows the progress.
+        resume: A checkpoint of this run to go on from.
+        machine: From `devices.prepare`; the model must have been built under its scope.
 
     Raises:
-        TrainingError: If the loss is not finite or a freeze audit fails.
+        TrainingError: If the loss is not finite, a freeze audit fails or the disk is full.
     """
-    history = History()
-    task = TASKS[recipe.task.name]
-    batch_size = recipe.data.batch_size
-    size, channels = recipe.backbone.side, recipe.backbone.channels
-    augment = augmentation.Augmentation(recipe.data.augmentation, size, channels)
-    outputs = splits.outputs
-    class_weights = splits.class_weights(recipe.train.class_weight)
-    positive_weights = None
-    if class_weights is not None and task.weighs == "positives":
-        positive_weights = class_weights.tolist()
-    validation = _validation_data(recipe, splits)
-    plans = plan(model, recipe.train, len(splits.train), batch_size)
-    done = 0
-    for number, stage_plan in enumerate(plans, 1):
-        stage = stage_plan.stage
-        models.unfreeze_top(model, stage.trainable_blocks, batch_norm=stage.batch_norm)
-        optimizer = optimizers.make(
-            stage.optimizer or recipe.train.optimizer, stage_plan.schedule()
+    return _Training(model, recipe, splits, run, console, machine).run_all(resume)
+
+
+class _Training:
+    """The state of a training run between its stages."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        recipe: Recipe,
+        splits: Splits,
+        run: Run,
+        console: Console,
+        machine: devices.Devices | None,
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.splits = splits
+        self.run = run
+        self.console = console
+        self.machine = machine or devices.Devices("cpu")
+        self.task = TASKS[recipe.task.name]
+        self.history = History()
+        self.store = Checkpoints(run.checkpoints_path, recipe.train.checkpoint.keep)
+        self.plans = plan(model, recipe.train, len(splits.train), recipe.data.batch_size)
+        self.class_weights = splits.class_weights(recipe.train.class_weight)
+        self.validation = self._data(splits.validation) if len(splits.validation) else None
+        self.best = self._best()
+        self.start: str | None = None
+        self.optimizer: keras.optimizers.Optimizer | None = None
+
+    def run_all(self, resume: State | None) -> History:
+        """Runs every stage that is not done."""
+        first, done, updates = 0, 0, 0
+        if resume is not None:
+            first = resume.position.stage
+            done, updates = resume.notes["first_epoch"], resume.position.updates
+            self.history = History.of(resume.notes["history"])
+            self.start = resume.notes["start"]
+            if resume.notes["best"] and self.best:
+                self.best = Best.of(resume.notes["best"])
+        for number, stage_plan in enumerate(self.plans):
+            if number < first:
+                continue
+            state = resume if resume is not None and number == first else None
+            stage = _StageRun(self, number, stage_plan, done, updates)
+            try:
+                stage.begin(state)
+                stage.train()
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{error} {self._go_back()}") from error
+            done, updates = stage.epoch, stage.updates
+            self.optimizer = stage.optimizer
+            self._keep_best(stage_plan)
+        self._average()
+        return self.history
+
+    def _best(self) -> Best | None:
+        """Returns what decides which epochs are worth keeping, None if nothing does."""
+        train_ = self.recipe.train
+        stopping = train_.early_stopping
+        if stopping is not None:
+            monitor = stopping.monitor
+        elif len(self.splits.validation):
+            monitor = "val_loss"
+        else:
+            return None
+        return Best(monitor, _mode(monitor, self.task), train_.averaging.soup or 1)
+
+    def _keep_best(self, stage_plan: StagePlan) -> None:
+        """Goes back to the best epoch of the run, where the recipe wants it."""
+        stopping = stage_plan.stopping(self.recipe.train) or self.recipe.train.early_stopping
+        if self.best and self.best.epochs and stopping and stopping.restore_best_weights:
+            epoch = self.best.epochs[0][0]
+            if epoch != self.history.best_epoch or epoch != self.history.rows[-1]["epoch"]:
+                set_weights(self.model, self.store.epoch(epoch))
+            self.history.best_epoch = epoch
+
+    def _average(self) -> None:
+        """Averages weights at the end of training, where the recipe wants it."""
+        choice = self.recipe.train.averaging
+        if self.best is None or not (choice.soup or choice.wise_ft is not None):
+            return
+        score = functools.partial(self._score, self.best)
+        if choice.soup and self.best.epochs:
+            epochs = [epoch for epoch, _ in self.best.epochs]
+            said = averaging.greedy_soup(self.model, epochs, self.store.epoch, score)
+            self.history.averaging["soup"] = said
+            self.console.print(f"  soup of epochs {said['epochs']}: {said['figures']}")
+        if choice.wise_ft is not None and self.start:
+            shares = averaging.SHARES if choice.wise_ft == "auto" else (float(choice.wise_ft),)
+            *_, head = models.blocks(self.model)
+            own = {id(weight) for weight in head.weights} if self.start == "backbone" else set()
+            mixed = [id(weight) not in own for weight in self.model.weights]
+            said = averaging.wise_ft(self.model, self.store.epoch(0), mixed, shares, score)
+            self.history.averaging["wise_ft"] = said
+            self.console.print(f"  wise_ft: {said['share']:g} of the way back: {said['figures']}")
+
+    def _score(self, best: Best) -> float:
+        """Returns the monitored figure on validation, turned so that less is better."""
+        assert self.validation is not None
+        found = self.model.evaluate(self.validation, return_dict=True, verbose=0)
+        value = float(found[best.monitor.removeprefix("val_")])
+        return value if best.mode == "min" else -value
+
+    def _go_back(self) -> str:
+        """Puts the last good weights in place and saves them; returns a sentence on it."""
+        if self.best and self.best.epochs:
+            epoch, value = self.best.epochs[0]
+            set_weights(self.model, self.store.epoch(epoch))
+            said = f"the best epoch, {epoch} ({self.best.monitor} {value:.4f})"
+        else:
+            state = self.store.newest()
+            if state is None:
+                return "Nothing was trained before that."
+            weights = {k: v for k, v in state.arrays.items() if k.startswith("model/")}
+            _assign(dict(_named("model", self.model.variables)), weights)
+            said = f"step {state.position.updates}"
+        save(self.model, self.run)
+        return f"The weights of {said} are in {self.run.model_path}."
+
+    def _data(self, split: Any, **options: Any) -> Any:
+        recipe = self.recipe
+        made = images.dataset(
+            split.content,
+            split.labels,
+            image_size=recipe.backbone.side,
+            channels=recipe.backbone.channels,
+            batch_size=recipe.data.batch_size,
+            num_classes=len(self.splits.class_names),
+            resize=recipe.data.resize,
+            **options,
         )
+        return devices.distribute(made, self.machine)
+
+
+class _StageRun:
+    """One stage while it runs: everything a checkpoint has to hold of it.
+
+    Args:
+        training: The whole run.
+        number: Of the stage, from 0.
+        stage_plan: What it does.
+        done: Epochs before it.
+        updates: Batches before it.
+    """
+
+    def __init__(
+        self, training: _Training, number: int, stage_plan: StagePlan, done: int, updates: int
+    ) -> None:
+        self.training = training
+        self.model = training.model
+        self.number = number
+        self.plan = stage_plan
+        self.epochs = range(done, done + stage_plan.stage.epochs)
+        self.epoch = done
+        self.updates = updates
+        self.first_step = 0
+        self.logs: dict[str, float] | None = None
+        self.metrics: Arrays = {}
+        self.over = False
+        self.name = stage_plan.name
+        self.audit = callbacks.FreezeAudit()
+        self.optimizer: keras.optimizers.Optimizer
+
+    def begin(self, state: State | None) -> None:
+        """Sets what trains and compiles; from a checkpoint also takes everything back."""
+        training, stage = self.training, self.plan.stage
+        train_ = training.recipe.train
+        self.plan.enter(self.model)
+        self.optimizer = self._optimizer()
+        former = training.optimizer
+        if former is not None:
+            optimizers.carry_over(former, self.optimizer, continue_iterations=False)
+        positives = None
+        if training.class_weights is not None and training.task.weighs == "positives":
+            positives = training.class_weights.tolist()
+        outputs = training.splits.outputs
+        loss = training.task.loss(training.recipe.task, outputs, positives)
+        metrics = training.task.metrics(outputs)
+        if training.machine.parts > 1:  # added examples weigh nothing, and must not count
+            self.model.compile(self.optimizer, loss, weighted_metrics=metrics)
+        else:
+            self.model.compile(self.optimizer, loss, metrics=metrics)
+        self.callbacks = self._callbacks(train_)
+        self.average = averaging.Swap(self.model, optimizers.averages(self.optimizer))
+        if state is not None:
+            self._take_back(state)
+        touched = [name for name in self.plan.trainable_blocks if name != "head"]
+        if train_.averaging.wise_ft is not None and touched and training.start is None:
+            training.store.keep_epoch(0, get_weights(self.model))
+            # A head that nothing has trained yet is nothing to go back to.
+            training.start = "whole" if self.number else "backbone"
+        if state is None and stage.epochs and self.updates == 0:
+            self.save()
+        training.console.print(_headline(self.number + 1, len(training.plans), self.plan))
+
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        stage, train_ = self.plan.stage, self.training.recipe.train
+        *_, head = models.blocks(self.model)
+        optimizer = optimizers.make(
+            stage.optimizer or train_.optimizer,
+            self.plan.schedule(),
+            rates=self.plan.rates(self.model),
+            accumulate_steps=train_.accumulate_steps,
+            average=train_.averaging.ema,
+            pull=train_.l2_sp,
+            unpulled=[weight.path for weight in head.weights],
+        )
+        if train_.precision == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         # Keras would create the slots while it traces the train step, and TensorFlow traces a
         # step that creates variables twice: this halves the time to the first step.
-        optimizer.build(model.trainable_variables)
-        loss = task.loss(recipe.task, outputs, positive_weights)
-        model.compile(optimizer, loss, metrics=task.metrics(outputs))
-        epochs = range(done, done + stage.epochs)
-        console.print(_headline(number, len(plans), stage_plan))
-        training = images.dataset(
-            splits.train.content,
-            splits.train.labels,
-            image_size=size,
-            channels=channels,
-            batch_size=batch_size,
-            num_classes=len(splits.class_names),
-            resize=recipe.data.resize,
+        optimizer.build(self.model.trainable_variables)
+        return optimizer
+
+    def _callbacks(self, train_: Train) -> _StageCallbacks:
+        training, plan_ = self.training, self.plan
+        self.bar = callbacks.ProgressBar(training.console, self.epochs.stop, plan_.steps)
+        receivers: list[Callable[[dict[str, Any]], None]] = [
+            training.history.rows.append,
+            lambda row: training.run.write_table(training.run.history_path, training.history.rows),
+            functools.partial(_show_epoch, training.console, self.epochs.stop),
+            lambda row: training.run.write_status(
+                "running", stage=row["stage"], epoch=row["epoch"]
+            ),
+        ]
+        self.nan = callbacks.StopOnNaN(plan_.name)
+        self.rows = callbacks.EpochRows(plan_.name, len(training.splits.train), receivers)
+        self.watchers = [
+            *_early_stopping(train_, training.task, plan_.stopping(train_)),
+            *_plateau(train_, training.task, plan_),
+        ]
+        listed = [
+            self.bar,
+            self.nan,
+            self.rows,
+            *self.watchers,
+            *_tensorboard(train_, training.run),
+            _Keeper(self),
+            self.audit,
+        ]
+        return _StageCallbacks(listed, add_history=True, model=self.model, epochs=self.epochs.stop)
+
+    def train(self) -> None:
+        """Trains the epochs that are left, and audits."""
+        training = self.training
+        try:
+            with interrupts.deferred():
+                self.callbacks.begin()
+                if not self.over:
+                    self._fit()
+                self.bar.close()
+                self.callbacks.finish()
+                if not self.over:
+                    self.over = True
+                    self.save()
+        finally:
+            self.bar.close()
+            _record_audit(training.run, training.history, self.name, self.audit)
+        stopped = self.epoch < self.epochs.stop
+        if stopped and self.name not in training.history.stopped_early:
+            training.history.stopped_early.append(self.name)
+        training.console.print(_audit_line(training.history.audits[self.name], stopped))
+        self.average.adopt()
+
+    def _fit(self) -> None:
+        """Fits what is left: first the rest of an epoch that was broken off, then whole ones."""
+        self.model.stop_training = False
+        rest = self.plan.steps - self.first_step
+        if self.first_step and not rest:
+            self._validate()
+        elif self.first_step:
+            self._fit_epochs(range(self.epoch, self.epoch + 1), rest)
+        if not self.model.stop_training and self.epoch < self.epochs.stop:
+            self._fit_epochs(range(self.epoch, self.epochs.stop), self.plan.steps)
+
+    def _fit_epochs(self, epochs: range, steps: int) -> None:
+        training = self.training
+        recipe = training.recipe
+        stream = training._data(
+            training.splits.train,
             seed=recipe.train.seed,
             shuffle=True,
             epochs=epochs,
-            augment=augment,
-            class_weights=class_weights if task.weighs == "examples" else None,
+            augment=augmentation.Augmentation(
+                recipe.data.augmentation, recipe.backbone.side, recipe.backbone.channels
+            ),
+            class_weights=training.class_weights if training.task.weighs == "examples" else None,
+            first_step=self.first_step,
         )
-        audit = callbacks.FreezeAudit()
-        bar = callbacks.ProgressBar(console, epochs.stop, stage_plan.steps)
-        receivers: list[Callable[[dict[str, Any]], None]] = [
-            history.rows.append,
-            lambda row: run.write_table(run.history_path, history.rows),
-            functools.partial(_show_epoch, console, epochs.stop),
-            lambda row: run.write_status("running", stage=row["stage"], epoch=row["epoch"]),
-        ]
-        try:
-            model.fit(
-                training,
-                steps_per_epoch=stage_plan.steps,
-                initial_epoch=epochs.start,
-                epochs=epochs.stop,
-                validation_data=validation,
-                shuffle=False,  # the stream is in the epoch's order already
-                verbose=0,
-                callbacks=[
-                    bar,
-                    callbacks.StopOnNaN(stage_plan.name),
-                    callbacks.EpochRows(stage_plan.name, len(splits.train), receivers),
-                    *_early_stopping(recipe.train, task),
-                    *_tensorboard(recipe.train, run),
-                    SaveModel(run),
-                    audit,
-                ],
+        if self.metrics:
+            self._build_metrics(stream)
+        self.model.fit(
+            stream,
+            steps_per_epoch=steps,
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            validation_data=training.validation,
+            shuffle=False,  # the stream is in the epoch's order already
+            verbose=0,
+            callbacks=self.callbacks,
+        )
+
+    def _build_metrics(self, stream: Any) -> None:
+        """Makes the variables of metrics, which Keras would make at the first step."""
+        if getattr(self.model._compile_metrics, "built", False):
+            return
+        shapes = [part.shape for part in stream.element_spec]
+        x, y = (np.zeros((1, *shape[1:]), "float32") for shape in shapes[:2])
+        self.model._compile_metrics.build(y, self.model(x, training=False))
+
+    def _validate(self) -> None:
+        """Ends an epoch whose batches were done when the run was stopped during validation."""
+        assert self.logs is not None
+        logs = dict(self.logs)
+        self.callbacks.on_epoch_begin(self.epoch)
+        if self.training.validation is not None:
+            found = self.model.evaluate(
+                self.training.validation, return_dict=True, verbose=0, callbacks=self.callbacks
             )
-        finally:
-            bar.close()
-            _record_audit(run, history, stage_plan.name, audit)
-        stopped = history.rows[-1]["epoch"]
-        if stopped < epochs.stop:
-            history.stopped_early.append(stage_plan.name)
-        done = stopped
-        console.print(_audit_line(history.audits[stage_plan.name], stopped < epochs.stop))
-    return history
+            logs |= {f"val_{name}": value for name, value in found.items()}
+        self.callbacks.on_epoch_end(self.epoch, logs)
+
+    def save(self, at_validation: bool = False) -> None:
+        """Writes a checkpoint, unless a weight is not finite."""
+        callbacks.sync(self.model)
+        training, model = self.training, self.model
+        with self.average.out():
+            arrays = _values("model", model.variables)
+            arrays |= {
+                f"optimizer/{name}": _array(v)
+                for name, v in optimizers.slots(self.optimizer).items()
+            }
+        if not at_validation:  # the metrics are those of validation then
+            arrays |= _values("metric", model.metrics_variables)
+        if not all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"):
+            return
+        epochs = [epoch for epoch, _ in training.best.epochs] if training.best else []
+        notes = {
+            "stage": self.name,
+            "first_epoch": self.epochs.start,
+            "logs": self.logs,
+            "ages": optimizers.ages(self.optimizer),
+            "audit": self.audit.state(),
+            "rows": self.rows.state(),
+            "watchers": [watcher.state() for watcher in self.watchers],
+            "best": training.best.state() if training.best else None,
+            "start": training.start,
+            "history": training.history.record(),
+            "epochs": [*epochs, *([0] if training.start else [])],
+        }
+        position = Position(self.number, self.epoch, self.first_step, self.updates, self.over)
+        if self.training.machine.rank == 0:
+            training.store.save(State(position, arrays, notes))
+
+    def _take_back(self, state: State) -> None:
+        position, notes = state.position, state.notes
+        _assign(
+            {
+                **dict(_named("model", self.model.variables)),
+                **{f"optimizer/{n}": v for n, v in optimizers.slots(self.optimizer).items()},
+            },
+            {k: v for k, v in state.arrays.items() if not k.startswith("metric/")},
+        )
+        optimizers.set_ages(self.optimizer, notes["ages"])
+        self.epoch, self.first_step = position.epoch, position.step
+        self.updates, self.over = position.updates, position.stage_done
+        self.nan.first_step = position.step
+        self.bar.first_step = position.step
+        self.logs = notes["logs"]
+        self.metrics = {k: v for k, v in state.arrays.items() if k.startswith("metric/")}
+        self.audit.restore(notes["audit"])
+        self.rows.restore(notes["rows"])
+        for watcher, said in zip(self.watchers, notes["watchers"], strict=True):
+            watcher.restore(said)
+
+    def begin_epoch(self) -> None:
+        """Puts back what Keras resets when an epoch begins."""
+        if self.metrics:
+            _assign(dict(_named("metric", self.model.metrics_variables)), self.metrics)
+            self.metrics = {}
+
+    def end_batch(self) -> None:
+        """Counts, and saves when it is time."""
+        self.first_step += 1
+        self.updates += 1
+        if self.first_step == self.plan.steps:
+            if interrupts.requested():
+                self._note_logs()
+                interrupts.check(self.save)
+            return  # the end of the epoch comes soon, and is simpler to go on from
+        interrupts.check(self.save)
+        if self.due():
+            self.save()
+
+    def due(self) -> bool:
+        """Whether the recipe wants a checkpoint now."""
+        choice = self.training.recipe.train.checkpoint
+        if choice.every_steps and self.updates % choice.every_steps == 0:
+            return True
+        if not choice.every_seconds:
+            return False
+        now = time.monotonic()
+        if now - self.callbacks.saved < choice.every_seconds:
+            return False
+        self.callbacks.saved = now
+        return True
+
+    def begin_validation(self) -> None:
+        """Remembers the figures of training, which validation is going to reset."""
+        self._note_logs()
+        self.average.swap_in()
+
+    def end_validation(self) -> None:
+        """Lets training go on with its own weights."""
+        self.average.swap_out()
+
+    def _note_logs(self) -> None:
+        if self.logs is None:
+            callbacks.sync(self.model)
+            found = self.model.get_metrics_result()
+            self.logs = {k: float(keras.ops.convert_to_numpy(v)) for k, v in found.items()}
+
+    def end_epoch(self, logs: dict[str, float]) -> None:
+        """Keeps the epoch if it is one of the best, and saves when it is time."""
+        training = self.training
+        self.epoch += 1
+        self.first_step, self.logs = 0, None
+        callbacks.sync(self.model)
+        best = training.best
+        with self.average.inside():
+            if best and best.monitor in logs and best.offer(self.epoch, logs[best.monitor]):
+                training.store.keep_epoch(self.epoch, get_weights(self.model))
+            save(self.model, training.run)
+        said = diagnosis.divergence(training.history.rows)
+        if said:
+            training.history.warnings.append(said)
+            training.console.print(f"  [yellow]warning[/]  {said}", highlight=False)
+        if self.model.stop_training or self.epoch == self.epochs.stop:
+            return  # the stage is over, and saved as such
+        interrupts.check(self.save)
+        if self.due():
+            self.save()
 
 
-class SaveModel(keras.callbacks.Callback):
-    """Writes `model.keras` after every epoch, whole or not at all.
+class _StageCallbacks(keras.callbacks.CallbackList):
+    """A stage's callbacks, whose training begins and ends with the stage and not with every fit."""
 
-    Args:
-        run: Where to.
-    """
+    def begin(self) -> None:
+        """Tells them that the stage begins."""
+        self.saved = time.monotonic()
+        super().on_train_begin()
 
-    def __init__(self, run: Run) -> None:
+    def finish(self) -> None:
+        """Tells them that the stage has ended."""
+        super().on_train_end()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Is called by every fit."""
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Is called by every fit."""
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Tells the stage what happens."""
+
+    def __init__(self, stage: _StageRun) -> None:
         super().__init__()
-        self.run = run
+        self.stage = stage
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Passes it on."""
+        self.stage.begin_epoch()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Passes it on."""
+        self.stage.end_batch()
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Passes it on."""
+        self.stage.begin_validation()
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Stops if a signal came in."""
+        interrupts.check(functools.partial(self.stage.save, at_validation=True))
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Passes it on."""
+        self.stage.end_validation()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Writes it."""
-        save(self.model, self.run)
+        """Passes it on."""
+        self.stage.end_epoch({name: float(value) for name, value in (logs or {}).items()})
 
 
 def save(model: keras.Model, run: Run) -> None:
@@ -254,12 +615,55 @@ def save(model: keras.Model, run: Run) -> None:
     Args:
         model: Made by a builder.
         run: Where to.
+
+    Raises:
+        TrainingError: If the disk is full; the file that was there before is whole.
     """
-    if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()
+    callbacks.sync(model)
     bare = keras.Model(model.inputs, model.outputs, name=model.name)
-    with files.replacing(run.model_path) as path:
-        bare.save(path)
+    try:
+        with files.replacing(run.model_path) as path:
+            bare.save(path)
+    except OSError as error:
+        raise TrainingError(
+            f"'{run.model_path}' cannot be written: {error.strerror or error}; what was written "
+            f"before is whole. Make room, then 'kft resume {run.path}'."
+        ) from error
+
+
+def get_weights(model: keras.Model) -> Arrays:
+    """Returns a model's weights by place, for `set_weights`."""
+    return _values("weight", model.weights)
+
+
+def set_weights(model: keras.Model, arrays: Arrays) -> None:
+    """Puts weights back that `get_weights` returned of the same network."""
+    _assign(dict(_named("weight", model.weights)), arrays)
+
+
+def _named(kind: str, variables: list[keras.Variable]) -> Iterator[tuple[str, keras.Variable]]:
+    """Names variables by place: automatic names depend on what a process built before."""
+    return ((f"{kind}/{number}", variable) for number, variable in enumerate(variables))
+
+
+def _values(kind: str, variables: list[keras.Variable]) -> Arrays:
+    return {name: _array(variable) for name, variable in _named(kind, variables)}
+
+
+def _array(variable: keras.Variable) -> Any:
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def _assign(variables: dict[str, keras.Variable], arrays: Arrays) -> None:
+    if variables.keys() != arrays.keys() or any(
+        tuple(variables[name].shape) != array.shape for name, array in arrays.items()
+    ):
+        raise TrainingError(
+            "the checkpoint is of another network or of another version of kerastune-ft; start "
+            "the run again under another name."
+        )
+    for name, array in arrays.items():
+        variables[name].assign(array)
 
 
 def epoch_line(row: dict[str, Any], last_epoch: int) -> str:
@@ -281,33 +685,26 @@ def _show_epoch(console: Console, last_epoch: int, row: dict[str, Any]) -> None:
     console.print(epoch_line(row, last_epoch))
 
 
-def _validation_data(recipe: Recipe, splits: Splits) -> Any:
-    if not len(splits.validation):
-        return None
-    return images.dataset(
-        splits.validation.content,
-        splits.validation.labels,
-        image_size=recipe.backbone.side,
-        channels=recipe.backbone.channels,
-        batch_size=recipe.data.batch_size,
-        num_classes=len(splits.class_names),
-        resize=recipe.data.resize,
-    )
+def _mode(monitor: str, task: TaskRow) -> Any:
+    return "min" if monitor.endswith("loss") else task.metric_mode
 
 
-def _early_stopping(train: Train, task: TaskRow) -> list[keras.callbacks.Callback]:
-    choice = train.early_stopping
-    if choice is None:
+def _early_stopping(
+    train: Train, task: TaskRow, choice: EarlyStopping | str | None = "as_train"
+) -> list[StageStopping]:
+    stopping: Any = train.early_stopping if choice == "as_train" else choice
+    if stopping is None:
         return []
-    return [
-        keras.callbacks.EarlyStopping(
-            monitor=choice.monitor,
-            mode="min" if choice.monitor.endswith("loss") else task.metric_mode,
-            patience=choice.patience,
-            min_delta=choice.min_delta,
-            restore_best_weights=choice.restore_best_weights,
-        )
-    ]
+    mode = _mode(stopping.monitor, task)
+    return [StageStopping(stopping.monitor, mode, stopping.patience, stopping.min_delta)]
+
+
+def _plateau(train: Train, task: TaskRow, stage_plan: StagePlan) -> list[PlateauRate]:
+    if stage_plan.stage.schedule != "plateau":
+        return []
+    stopping = stage_plan.stopping(train) or train.early_stopping
+    monitor = stopping.monitor if stopping else "loss"
+    return [PlateauRate(monitor, _mode(monitor, task))]
 
 
 def _tensorboard(train: Train, run: Run) -> list[keras.callbacks.Callback]:
@@ -323,12 +720,6 @@ def _record_audit(run: Run, history: History, name: str, audit: callbacks.Freeze
         run.write_json("audit", records)
 
 
-def _describe(trainable_blocks: int) -> str:
-    if trainable_blocks == 0:
-        return "head"
-    return "everything" if trainable_blocks == -1 else f"top {trainable_blocks} blocks"
-
-
 def _headline(number: int, stages: int, stage_plan: StagePlan) -> str:
     stage = stage_plan.stage
     return (
@@ -340,7 +731,7 @@ def _headline(number: int, stages: int, stage_plan: StagePlan) -> str:
 
 
 def _audit_line(report: callbacks.AuditReport, stopped_early: bool) -> str:
-    early = "stopped early, best weights restored; " if stopped_early else ""
+    early = "stopped early; " if stopped_early else ""
     return (
         f"  {early}audit passed: {report.frozen} frozen weights bit-identical, "
         f"{report.trained - len(report.trained_still)} of {report.trained} trained weights moved"

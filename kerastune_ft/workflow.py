@@ -7,6 +7,7 @@ run.read_json("scores")["test"]["accuracy"]
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +20,19 @@ from kerastune_ft import (
     backbones,
     data,
     devices,
+    diagnosis,
     evaluation,
     figures,
+    interrupts,
     models,
     predictions,
+    strategies,
     training,
 )
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
-from kerastune_ft.errors import KftError
+from kerastune_ft.checkpoints import Checkpoints, State
+from kerastune_ft.errors import KftError, RecipeError, RunError
 from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.runs import Run
 from kerastune_ft.tasks import TASKS
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 
     from kerastune_ft.data import Splits
     from kerastune_ft.data.tables import Finding
-    from kerastune_ft.recipe import Recipe
+    from kerastune_ft.recipe import Recipe, Stage
 
 _MOST_ROWS = 50
 
@@ -49,6 +54,7 @@ def fit(
     name: str | None = None,
     default_name: str = "run",
     console: Console | None = None,
+    resume: bool = False,
 ) -> Run:
     """Carries out a recipe and leaves a folder that answers every later question.
 
@@ -58,32 +64,228 @@ def fit(
         name: Of the run; must not be taken. `None` takes the first free `default_name-N`.
         default_name: Usually the recipe's file name.
         console: Shows what happens; nothing is shown by default.
+        resume: Go on with the unfinished run of this recipe, if there is one.
 
     Returns:
         The finished run.
 
     Raises:
         KftError: On a user's mistake. Before training began, no folder is left behind.
-        KeyboardInterrupt: After what was trained has been saved.
+        KeyboardInterrupt: After what was trained has been saved; SIGTERM likewise ends in
+            `SystemExit(143)`.
     """
     console = console or Console(quiet=True)
-    with _new_run(runs_dir, name, default_name) as run:
-        devices.set_seed(recipe.train.seed, recipe.train.deterministic)
-        recipe = _resolved(recipe)
+    with interrupts.catching():
+        if resume:
+            former = _former_run(recipe, Path(runs_dir), name, default_name)
+            if former is not None:
+                return _resume(former, console)
+        with _new_run(runs_dir, name, default_name) as run, run.locked():
+            devices_ = _prepare(recipe)
+            recipe = _resolved(recipe)
+            splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
+            _show_data(console, splits)
+            training.check(recipe, splits)
+            _fetch_weights(recipe, console)
+            with devices_.scope():
+                model = build(recipe, splits)
+            _take_over_head(console, recipe, model, splits)
+            recipe = _with_stages(recipe, model)
+            _show_plan(console, recipe, model, splits, devices_)
+            _record_beginning(run, recipe, splits)
+        with run.locked():
+            _carry_out(run, recipe, model, splits, devices_, None, console)
+    return run
+
+
+def resume(path: str | Path, console: Console | None = None) -> Run:
+    """Goes on with a run that was killed or interrupted, from its last checkpoint.
+
+    On the same machine with the same versions the weights and the history end as those of the run
+    would have without the interruption, bit for bit.
+
+    Args:
+        path: The run's folder.
+        console: Shows what happens; nothing is shown by default.
+
+    Returns:
+        The finished run; at once, if it was finished already.
+
+    Raises:
+        RunError: If there is no such run, another process is at work on it, or its data are others.
+        TrainingError: If every checkpoint is damaged.
+    """
+    with interrupts.catching():
+        return _resume(Run.open(path), console or Console(quiet=True))
+
+
+def _resume(run: Run, console: Console) -> Run:
+    if run.state == "finished":
+        console.print(f"{escape(str(run.path))} is finished; there is nothing to resume.")
+        return run
+    with run.locked():
+        recipe = recipes.load(run.recipe_path)
+        devices_ = _prepare(recipe)
+        _show_changes(console, run)
         splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
         _show_data(console, splits)
-        training.check(recipe, splits)
-        _fetch_weights(recipe, console)
-        model = build(recipe, splits)
-        _take_over_head(console, recipe, model, splits)
-        _show_plan(console, recipe, model, splits)
-        _record_beginning(run, recipe, splits)
-    with _recorded(run, model, console):
-        history = training.train(model, recipe, splits, run, console)
+        _check_same_data(run, splits)
+        store = Checkpoints(run.checkpoints_path, recipe.train.checkpoint.keep)
+        state = store.newest(lambda line: console.print(f"  [yellow]warning[/]  {escape(line)}"))
+        if state is None:
+            _fetch_weights(recipe, console)
+        with devices_.scope():
+            # A checkpoint has every weight: what was downloaded once is not needed again.
+            model = build(recipe if state is None else _without_weights(recipe), splits)
+        if state is None:
+            _take_over_head(console, recipe, model, splits)
+        console.print(f"[bold]resuming[/] {escape(str(run.path))} {_where(state)}")
+        _carry_out(run, recipe, model, splits, devices_, state, console)
+    return run
+
+
+def _carry_out(
+    run: Run,
+    recipe: Recipe,
+    model: keras.Model,
+    splits: Splits,
+    devices_: devices.Devices,
+    state: State | None,
+    console: Console,
+) -> None:
+    with _recorded(run, model, console), devices_.scope():
+        history = training.train(
+            model, recipe, splits, run, console, resume=state, machine=devices_
+        )
         training.save(model, run)
         scores = _evaluate(run, recipe, model, splits, history)
+    Checkpoints(run.checkpoints_path).clear(but=[history.best_epoch or -1])
     _show_scores(console, run, recipe, scores)
-    return run
+
+
+def _former_run(recipe: Recipe, runs_dir: Path, name: str | None, default: str) -> Run | None:
+    """Returns the run that `--resume` means, None if there is none to go on with."""
+    if name is not None:
+        folder = runs_dir / name
+        if not folder.is_dir():
+            return None
+        run = Run(folder)
+        if not run.recipe_path.is_file():  # killed before it had read its data
+            run.discard()
+            return None
+        changed = _changed(recipe, run)
+        if changed:
+            raise RunError(
+                f"run '{folder}' has another recipe ({', '.join(changed[:5])} differ); 'kft resume "
+                f"{folder}' goes on with its own, another --name starts anew."
+            )
+        return run
+    for folder in sorted(runs_dir.glob(f"{default}*"), key=lambda path: path.stat().st_mtime)[::-1]:
+        run = Run(folder)
+        numbered = re.fullmatch(rf"{re.escape(default)}(-\d+)?", folder.name)
+        begun = numbered and run.recipe_path.is_file() and run.state != "finished"
+        if begun and not _changed(recipe, run):
+            return run
+    return None
+
+
+def _changed(recipe: Recipe, run: Run) -> list[str]:
+    """Returns the keys in which a recipe differs from that of a run."""
+    try:
+        theirs = recipes.load(run.recipe_path)
+    except RecipeError as error:
+        raise RunError(f"run '{run.path}': its recipe cannot be read: {error}") from error
+    ours = _resolved(recipe)
+    row = backbones.get(recipe.backbone.name)
+    if row.cuts:
+        ours = _expanded(ours, len(row.cuts))
+    pairs = (dict(_flat(side.model_dump())) for side in (ours, theirs))
+    one, other = pairs
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    if not row.cuts:  # how many stages a strategy writes is known when the network is built
+        keys = [key for key in keys if not key.startswith(("train.stages", "train.strategy"))]
+    return keys
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        if isinstance(inner, dict | tuple | list) and inner:
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def _with_stages(recipe: Recipe, model: keras.Model) -> Recipe:
+    """Writes out the stages of a strategy: a run's recipe says all that it does."""
+    return _expanded(recipe, len(models.blocks(model)) - 1)
+
+
+def _expanded(recipe: Recipe, blocks: int) -> Recipe:
+    train = recipe.train
+    if train.strategy is None:
+        return recipe
+    update = {"strategy": None, "stages": strategies.stages(train, blocks)}
+    return recipe.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def _prepare(recipe: Recipe) -> devices.Devices:
+    """Chooses devices, precision and seeds, before anything is built."""
+    train = recipe.train
+    found = devices.prepare(
+        device=train.device,
+        replicas=train.replicas,
+        precision=train.precision,
+        hosts=train.hosts,
+        accumulate_steps=train.accumulate_steps,
+    )
+    devices.shard(recipe.data.batch_size, found)
+    devices.set_seed(train.seed, train.deterministic)
+    return found
+
+
+def _without_weights(recipe: Recipe) -> Recipe:
+    choice = recipe.backbone.model_copy(update={"weights": "none"})
+    return recipe.model_copy(update={"backbone": choice})
+
+
+def _where(state: State | None) -> str:
+    if state is None:
+        return "from the beginning: it was stopped before its first checkpoint"
+    at = state.position
+    if at.stage_done:
+        return f"after stage '{state.notes['stage']}'"
+    return f"in stage '{state.notes['stage']}', epoch {at.epoch + 1}, after {at.step} steps"
+
+
+def _check_same_data(run: Run, splits: Splits) -> None:
+    before = run.read_json("data")["split_fingerprint"]
+    if splits.fingerprint != before:
+        raise RunError(
+            f"run '{run.path}': the data are no longer those it began with (fingerprint "
+            f"{splits.fingerprint[:12]}, expected {before[:12]}); put them back, or start "
+            "a new run."
+        )
+
+
+def _show_changes(console: Console, run: Run) -> None:
+    """Warns if versions are others than when the run began."""
+    now, before = devices.environment(), run.read_json("environment")
+    changed = [
+        f"{name} {before['versions'].get(name)} -> {version}"
+        for name, version in now["versions"].items()
+        if before["versions"].get(name) != version
+    ]
+    changed += [
+        f"{key} {before.get(key)} -> {now[key]}"
+        for key in ("backend", "devices", "platform")
+        if before.get(key) != now[key]
+    ]
+    if changed:
+        said = escape(", ".join(changed))
+        console.print(
+            f"  [yellow]warning[/]  not as when the run began: {said}; results may differ"
+        )
 
 
 def plan(recipe: Recipe, console: Console) -> None:
@@ -96,6 +298,7 @@ def plan(recipe: Recipe, console: Console) -> None:
         recipe: From `recipe.load`.
         console: Where to.
     """
+    devices_ = _prepare(recipe)
     recipe = _resolved(recipe)
     splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
     _show_data(console, splits)
@@ -105,8 +308,20 @@ def plan(recipe: Recipe, console: Console) -> None:
         choice = choice.model_copy(update={"weights": "none"})
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
     _take_over_head(console, recipe, model, splits)
-    _show_plan(console, recipe, model, splits)
+    _show_plan(console, _with_stages(recipe, model), model, splits, devices_)
     _show_missing_weights(console, recipe)
+
+
+def stages_text(recipe: Recipe) -> str:
+    """Returns the stages of a recipe as YAML that can be put in place of its strategy."""
+    row = backbones.get(recipe.backbone.name)
+    count = len(row.cuts)
+    if not count and recipe.train.strategy is not None:
+        from kerastune_ft.backbones import hub
+
+        count = hub.block_count(row)
+    written = _expanded(recipe, count)
+    return recipes.dump_stages(written)
 
 
 def build(recipe: Recipe, splits: Splits) -> keras.Model:
@@ -223,7 +438,10 @@ def _recorded(run: Run, model: keras.Model, console: Console) -> Iterator[None]:
         console.print("stopping: saving what was trained ...")
         training.save(model, run)
         run.write_status("interrupted")
-        console.print(f"interrupted; what was trained is saved in {escape(str(run.model_path))}")
+        console.print(
+            f"interrupted; what was trained is saved in {escape(str(run.model_path))}; "
+            f"'kft resume {escape(str(run.path))}' goes on"
+        )
         raise
     except BaseException as error:
         run.write_status("failed", error=str(error))
@@ -280,6 +498,12 @@ def _evaluate(
         "epochs": len(history.rows),
         "seconds": sum(row["seconds"] for row in history.rows),
         "stopped_early": history.stopped_early,
+        "best_epoch": history.best_epoch,
+        "averaging": history.averaging,
+        "warnings": history.warnings,
+        "diagnosis": diagnosis.verdict(
+            history.rows, TASKS[recipe.task.name].metric, TASKS[recipe.task.name].metric_mode
+        ),
     }
     run.write_json("scores", scores)
     if final:
@@ -326,7 +550,13 @@ def show_findings(console: Console, findings: Sequence[Finding]) -> None:
         console.print(f"  [{colour}]{word:<9}[/]{escape(finding.message)}", highlight=False)
 
 
-def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
+def _show_plan(
+    console: Console,
+    recipe: Recipe,
+    model: keras.Model,
+    splits: Splits,
+    devices_: devices.Devices,
+) -> None:
     plans = training.plan(model, recipe.train, len(splits.train), recipe.data.batch_size)
     blocks = models.blocks(model)
     height, width = recipe.backbone.side
@@ -337,6 +567,14 @@ def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Spl
         highlight=False,
     )
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    whole, each = devices.shard(recipe.data.batch_size, devices_)
+    updates = recipe.train.accumulate_steps
+    console.print(
+        f"[bold]devices[/]  {escape(devices_.describe())}; batches of {whole}"
+        + (f", {each} per device" if each != whole else "")
+        + (f", {updates} of them per update: {whole * updates} examples" if updates > 1 else ""),
+        highlight=False,
+    )
     for column in (
         "stage",
         "trains",
@@ -349,19 +587,33 @@ def _show_plan(console: Console, recipe: Recipe, model: keras.Model, splits: Spl
         table.add_column(column, justify="right" if column in ("parameters", "steps") else "left")
     for stage_plan in plans:
         stage = stage_plan.stage
-        trained = [name for name in stage_plan.trainable_blocks if name != "head"]
         warm = f", {stage.warmup_epochs:g} epochs warm-up" if stage.warmup_epochs else ""
         optimizer = stage.optimizer or recipe.train.optimizer
         table.add_row(
             stage_plan.name,
-            f"head and top {len(trained)} of {len(blocks) - 1} blocks" if trained else "head",
+            _trained(stage_plan, len(blocks) - 1),
             f"{stage_plan.trainable_parameters:,}",
             f"{stage.epochs}",
             f"{stage_plan.steps}",
-            f"{stage.learning_rate:g} {stage.schedule}{warm}",
+            f"{stage.learning_rate:g} {stage.schedule}{warm}{_spread(stage)}",
             f"{optimizer.name}, batch_norm {stage.batch_norm}",
         )
     console.print(table)
+
+
+def _trained(stage_plan: training.StagePlan, blocks: int) -> str:
+    count = len(stage_plan.trainable_blocks) - 1
+    if not count:
+        return "head"
+    stage = stage_plan.stage
+    which = "top " if isinstance(stage.trainable_blocks, int) else ""
+    what = "biases of " if stage.parameters == "biases" else ""
+    return f"head and {what}{which}{count} of {blocks} blocks"
+
+
+def _spread(stage: Stage) -> str:
+    head = f", head {stage.head_learning_rate:g}" if stage.head_learning_rate else ""
+    return head + (f", x{stage.rate_decay:g} per block down" if stage.rate_decay < 1 else "")
 
 
 def show_evaluation(console: Console, recipe: Recipe, name: str, scores: dict[str, Any]) -> None:
@@ -398,6 +650,8 @@ def _show_scores(console: Console, run: Run, recipe: Recipe, scores: dict[str, A
     else:
         show_evaluation(console, recipe, name, scores[name])
     how = EVALUATORS[recipe.task.name]
+    found = scores["training"]["diagnosis"]
+    console.print(f"[bold]training[/] {found['verdict']}: {found['reason']}", highlight=False)
     console.print(f"everything is in [bold]{escape(str(run.path))}[/]:")
     for path, meaning in (
         (run.model_path, "the model; keras.models.load_model reads it"),

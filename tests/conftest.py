@@ -47,7 +47,7 @@ def fill_batch_norm_statistics(model):
     parts = network._flatten_layers()
     layers = [x for x in parts if isinstance(x, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in layers]
-    models.unfreeze_top(model, -1, batch_norm="train")
+    models.unfreeze(model, -1, batch_norm="train")
     for layer in layers:
         layer.momentum = 0.0
     shape = (8, *model.input_shape[1:])

@@ -78,7 +78,7 @@ def test_the_script_of_the_readme_uses_public_names() -> None:
         and isinstance(node.value, ast.Name)
         and node.value.id == "kft"
     }
-    assert {"image_classifier", "unfreeze_top"} <= used <= set(kft.__all__)
+    assert {"image_classifier", "unfreeze"} <= used <= set(kft.__all__)
 
 
 @pytest.mark.network

@@ -59,8 +59,8 @@ def test_a_new_classifier_trains_its_head_alone(classifier):
 
 
 @pytest.mark.parametrize("blocks", [1, 4])
-def test_unfreeze_top_moves_the_weights_above_the_cut_and_no_batch_norm(classifier, blocks):
-    models.unfreeze_top(classifier, blocks)
+def test_unfreeze_moves_the_weights_above_the_cut_and_no_batch_norm(classifier, blocks):
+    models.unfreeze(classifier, blocks)
     expected = {
         path
         for block, path, weight in models.named_weights(classifier)
@@ -77,7 +77,7 @@ def test_unfreeze_top_moves_the_weights_above_the_cut_and_no_batch_norm(classifi
 
 
 def test_batch_norm_trains_where_asked_and_only_above_the_cut(classifier):
-    models.unfreeze_top(classifier, 2, batch_norm="train")
+    models.unfreeze(classifier, 2, batch_norm="train")
     before = snapshot(classifier)
     train_a_little(classifier)
     after = snapshot(classifier)
@@ -87,17 +87,17 @@ def test_batch_norm_trains_where_asked_and_only_above_the_cut(classifier):
 
 
 def test_unfreezing_then_freezing_leaves_the_head_alone(classifier):
-    models.unfreeze_top(classifier, -1)
+    models.unfreeze(classifier, -1)
     assert all(block.trainable for block in models.blocks(classifier))
     models.freeze(classifier)
     assert [block.name for block in models.blocks(classifier) if block.trainable] == ["head"]
-    models.unfreeze_top(classifier, 3)
+    models.unfreeze(classifier, 3)
     assert sum(block.trainable for block in models.blocks(classifier)) == 4
 
 
-def test_unfreeze_top_works_on_a_model_whose_containers_were_frozen_by_hand(classifier):
+def test_unfreeze_works_on_a_model_whose_containers_were_frozen_by_hand(classifier):
     classifier.trainable = False
-    models.unfreeze_top(classifier, 2)
+    models.unfreeze(classifier, 2)
     assert sum(block.trainable for block in models.blocks(classifier)) == 3
     assert classifier.trainable_variables
 
@@ -105,13 +105,13 @@ def test_unfreeze_top_works_on_a_model_whose_containers_were_frozen_by_hand(clas
 @pytest.mark.parametrize("blocks", [-2, 20])
 def test_more_blocks_than_there_are_is_an_error(classifier, blocks):
     with pytest.raises(ModelError, match=r"has 19 blocks; expected -1 \(all\) to 19"):
-        models.unfreeze_top(classifier, blocks)
+        models.unfreeze(classifier, blocks)
 
 
 def test_a_saved_model_reloads_with_plain_keras_and_keeps_blocks_flags_and_logits(
     classifier, tmp_path
 ):
-    models.unfreeze_top(classifier, 3)
+    models.unfreeze(classifier, 3)
     classifier.save(tmp_path / "model.keras")
     reloaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
     np.testing.assert_array_equal(
@@ -120,7 +120,7 @@ def test_a_saved_model_reloads_with_plain_keras_and_keeps_blocks_flags_and_logit
     assert [(b.name, b.trainable_parameters) for b in models.blocks(reloaded)] == [
         (b.name, b.trainable_parameters) for b in models.blocks(classifier)
     ]
-    models.unfreeze_top(reloaded, 1)
+    models.unfreeze(reloaded, 1)
     assert sum(block.trainable for block in models.blocks(reloaded)) == 2
 
 
@@ -179,7 +179,7 @@ def test_overfits_sixteen_pictures(classifier):
     rng = np.random.default_rng(1)
     pictures = rng.uniform(0, 255, (16, 32, 32, 3)).astype("float32")
     labels = np.eye(3, dtype="float32")[rng.integers(0, 3, 16)]
-    models.unfreeze_top(classifier, -1, batch_norm="train")
+    models.unfreeze(classifier, -1, batch_norm="train")
     classifier.compile(
         keras.optimizers.Adam(3e-3),
         keras.losses.CategoricalCrossentropy(from_logits=True),
@@ -333,7 +333,7 @@ def test_batch_norm_inside_of_layers_stays_frozen_however_deep(nested):
     composites = [x for x in network.layers if len(parts_of(x)) > 1]
     assert len(composites) == 3
     for blocks in (0, 1, 3, 5, -1, 2):
-        models.unfreeze_top(nested, blocks)
+        models.unfreeze(nested, blocks)
         check_marked(nested, blocks)
         report = step(nested, keras.optimizers.Adam(1e-3))
         assert report.passed, report
@@ -342,7 +342,7 @@ def test_batch_norm_inside_of_layers_stays_frozen_however_deep(nested):
 
 
 def test_batch_norm_inside_of_layers_trains_where_asked(nested):
-    models.unfreeze_top(nested, 3, batch_norm="train")
+    models.unfreeze(nested, 3, batch_norm="train")
     before = snapshot(nested)
     train_a_little(nested)
     after = snapshot(nested)
@@ -372,7 +372,7 @@ def test_presets_of_keras_hub_are_trained_by_blocks_and_reload(family, tmp_path)
     assert model.input_shape == (None, 64, 64, 3)
     assert len(models.blocks(model)) - 1 == count
     for blocks in (0, 1, count, -1, 2):
-        models.unfreeze_top(model, blocks)
+        models.unfreeze(model, blocks)
         check_marked(model, blocks)
     report = step(model, keras.optimizers.Adam(1e-3))
     assert report.passed, report
@@ -380,7 +380,7 @@ def test_presets_of_keras_hub_are_trained_by_blocks_and_reload(family, tmp_path)
     reloaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
     pictures = np.random.default_rng(3).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
     np.testing.assert_array_equal(reloaded(pictures), model(pictures))
-    models.unfreeze_top(reloaded, 2)
+    models.unfreeze(reloaded, 2)
     assert [(b.name, b.trainable_parameters) for b in models.blocks(reloaded)] == [
         (b.name, b.trainable_parameters) for b in models.blocks(model)
     ]
@@ -420,12 +420,12 @@ def any_model(request):
 def test_every_backbone_trains_exactly_the_blocks_above_the_cut(any_model):
     count = len(models.blocks(any_model)) - 1
     for blocks in (0, 1, count // 2, count, -1):
-        models.unfreeze_top(any_model, blocks)
+        models.unfreeze(any_model, blocks)
         check_marked(any_model, blocks)
 
 
 def test_a_step_moves_every_unfrozen_block_of_a_backbone_and_nothing_else(any_model):
-    models.unfreeze_top(any_model, (len(models.blocks(any_model)) - 1) // 2)
+    models.unfreeze(any_model, (len(models.blocks(any_model)) - 1) // 2)
     report = step(any_model, keras.optimizers.Adam(1e-3))
     assert report.passed, report
     # Random features are huge and shut the gates of squeeze-and-excitation for good.
@@ -441,7 +441,7 @@ def test_a_saved_model_of_every_backbone_reloads_with_its_blocks(any_model, tmp_
     np.testing.assert_array_equal(reloaded(pictures), any_model(pictures))
 
     def listed(model):
-        models.unfreeze_top(model, 3)
+        models.unfreeze(model, 3)
         return [
             (block.name, block.parameters, block.trainable_parameters)
             for block in models.blocks(model)

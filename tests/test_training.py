@@ -235,7 +235,7 @@ def test_the_audit_sees_one_frozen_weight_moved_by_one_bit(classifier):
 def test_the_audit_sees_an_unfreezing_without_compile(classifier):
     """The trap of the official guides: Keras traces once, and a flag set later does nothing."""
     compiled(classifier).fit(PICTURES, LABELS, verbose=0)
-    models.unfreeze_top(classifier, 2)
+    models.unfreeze(classifier, 2)
     with pytest.raises(TrainingError, match=r"nothing moved in conv_pw_12_relu, conv_pw_13_relu"):
         classifier.fit(PICTURES, LABELS, verbose=0, callbacks=[callbacks.FreezeAudit()])
 
@@ -252,7 +252,7 @@ def test_the_audit_can_report_instead_of_raising(classifier):
 
 
 def test_the_audit_lets_batch_norm_statistics_move_where_their_layer_trains(classifier):
-    models.unfreeze_top(classifier, 2, batch_norm="train")
+    models.unfreeze(classifier, 2, batch_norm="train")
     audit = callbacks.FreezeAudit()
     compiled(classifier).fit(PICTURES, LABELS, verbose=0, callbacks=[audit])
     report = audit.report

@@ -1,0 +1,211 @@
+"""Watches the other hosts of a run from a process of its own, and says which one was lost.
+
+JAX ends a process whose peer has died by `abort()`, with a stack trace and no name; the survivors
+of an error in Python may hang in a collective. Neither can be caught in the process itself, so
+each host starts one of these beside its training. Host 0's listens, the others connect; a link
+that closes, or is silent for `SILENCE_SECONDS`, or a training that ends without having said so,
+is a lost host. Host 0's decides which was the first: the loss of one soon ends the trainings of
+the others by errors of their own. The line goes to stderr, the training to its end.
+
+Runs as a script, by path, on the standard library alone: it must be up before the training is.
+
+    python -I -S watchdog.py RANK HOSTS HOST PORT     # stdin, stdout: the training
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+
+SILENCE_SECONDS = 15.0  # below `hosts.HEARTBEAT_SECONDS`, or JAX ends host 0 before
+BEAT_SECONDS = 3.0
+VERDICT_SECONDS = 3.0  # how long a host whose training has ended waits to hear who was first
+START_SECONDS = 300.0
+
+
+def lost_line(lost: int, rank: int) -> str:
+    """Returns what a survivor prints."""
+    return (
+        f"host {lost} was lost, so host {rank} ends too; its own output says why. "
+        "Start the same command on every host with --resume.\n"
+    )
+
+
+class Watchdog:
+    """Keeps the links of one host until all are done or one is lost.
+
+    Args:
+        rank: This host's.
+        hosts: How many there are.
+        address: Host name and port where the watchdog of host 0 listens.
+    """
+
+    def __init__(self, rank: int, hosts: int, address: tuple[str, int]) -> None:
+        self.rank = rank
+        self.hosts = hosts
+        self.address = address
+        self.parent = os.getppid()
+        self.selector = selectors.DefaultSelector()
+        self.links: dict[socket.socket, int] = {}  # to the rank at the other end
+        self.heard: dict[socket.socket, float] = {}
+        self.texts: dict[int, bytes] = {}  # half lines, by file number
+        self.done: set[int] = set()
+        self.ended_at: float | None = None  # of the training, without being done
+        self.started = time.monotonic()
+
+    def run(self) -> int:
+        """Watches. Returns the exit status."""
+        self.selector.register(0, selectors.EVENT_READ)
+        listener = None
+        if self.rank == 0:
+            listener = socket.create_server(("", self.address[1]), backlog=self.hosts)
+            self.selector.register(listener, selectors.EVENT_READ)
+        else:
+            self._connect()
+        beat_at = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= beat_at:
+                self._tell_links("beat")
+                beat_at = now + BEAT_SECONDS
+            ready = [key.fileobj for key, _ in self.selector.select(0.5)]
+            # The links first: if host 0 and this training end together, host 0 was the cause.
+            for link in [x for x in ready if isinstance(x, socket.socket)]:
+                if link is listener:
+                    self._accept(link)
+                elif (status := self._hear_link(link)) is not None:
+                    return status
+            if 0 in ready and (status := self._hear_training()) is not None:
+                return status
+            if (status := self._judge()) is not None:
+                return status
+
+    def _connect(self) -> None:
+        while True:
+            try:
+                link = socket.create_connection(self.address, timeout=5)
+                break
+            except OSError:
+                if time.monotonic() > self.started + START_SECONDS:
+                    return  # JAX's own wait for the coordinator ends with an error of its own
+                if os.getppid() != self.parent:
+                    return
+                time.sleep(0.2)
+        self._add(link, 0)
+        self._send(link, f"hello {self.rank}")
+
+    def _accept(self, listener: socket.socket) -> None:
+        link, _ = listener.accept()
+        self._add(link, -1)
+
+    def _add(self, link: socket.socket, rank: int) -> None:
+        link.settimeout(5)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.links[link] = rank
+        self.heard[link] = time.monotonic()
+        self.selector.register(link, selectors.EVENT_READ)
+
+    def _hear_link(self, link: socket.socket) -> int | None:
+        try:
+            data = link.recv(4096)
+        except OSError:
+            data = b""
+        if not data:
+            other = self._drop(link)
+            return None if other < 0 or self._complete() else self._lose(other)
+        self.heard[link] = time.monotonic()
+        for line in self._lines(link.fileno(), data):
+            word, _, number = line.partition(" ")
+            if word == "hello":
+                self.links[link] = int(number)
+            elif word == "done":
+                self.done.add(int(number))
+            elif word == "all":
+                self.done.update(range(self.hosts))
+            elif word in ("ended", "lost"):
+                return self._lose(int(number))
+        return None
+
+    def _hear_training(self) -> int | None:
+        data = os.read(0, 4096)
+        words = self._lines(0, data)
+        if "done" in words:
+            self.done.add(self.rank)
+            self._tell_links(f"done {self.rank}")
+        if not data or "failed" in words:
+            self.selector.unregister(0)
+            if self.rank not in self.done:
+                if self.rank == 0:
+                    self._tell_links("lost 0")
+                    return 0
+                self.ended_at = time.monotonic()
+                self._tell_links(f"ended {self.rank}")
+        return None
+
+    def _judge(self) -> int | None:
+        """Returns an exit status once there is nothing left to watch."""
+        now = time.monotonic()
+        if self._complete():
+            self._tell_links("all")
+            self._tell_training("all")
+            return 0
+        for link, other in list(self.links.items()):
+            if other >= 0 and now > self.heard[link] + SILENCE_SECONDS:
+                self._drop(link)
+                return self._lose(other)
+        if self.ended_at is not None and now > self.ended_at + VERDICT_SECONDS:
+            return 0
+        return None
+
+    def _complete(self) -> bool:
+        return len(self.done) == self.hosts
+
+    def _lose(self, lost: int) -> int:
+        self._tell_links(f"lost {lost}")
+        if lost != self.rank:
+            os.write(2, lost_line(lost, self.rank).encode())
+        elif self.ended_at is None:  # it was cut off for a while, and the others have gone
+            os.write(2, lost_line(0, self.rank).encode())
+        self._tell_training("lost")
+        until = time.monotonic() + 2
+        while os.getppid() == self.parent and time.monotonic() < until:
+            time.sleep(0.02)
+        if os.getppid() == self.parent:
+            os.kill(self.parent, signal.SIGKILL)
+        return 1
+
+    def _drop(self, link: socket.socket) -> int:
+        self.selector.unregister(link)
+        other = self.links.pop(link)
+        self.texts.pop(link.fileno(), None)
+        link.close()
+        return other
+
+    def _tell_links(self, line: str) -> None:
+        for link in self.links:
+            self._send(link, line)
+
+    def _tell_training(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(1, f"{line}\n".encode())
+
+    def _send(self, link: socket.socket, line: str) -> None:
+        with contextlib.suppress(OSError):  # that it is closed is heard when it is read
+            link.sendall(f"{line}\n".encode())
+
+    def _lines(self, number: int, data: bytes) -> list[str]:
+        *whole, rest = (self.texts.get(number, b"") + data).split(b"\n")
+        self.texts[number] = rest
+        return [line.decode("ascii", "replace") for line in whole]
+
+
+if __name__ == "__main__":
+    for _ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(_ignored, signal.SIG_IGN)  # the training decides; its end is seen here
+    _rank, _hosts, _host, _port = sys.argv[1:]
+    sys.exit(Watchdog(int(_rank), int(_hosts), (_host, int(_port))).run())
