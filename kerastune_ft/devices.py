@@ -13,6 +13,7 @@ weights that one ends with. What a backend cannot do is refused before anything 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
 import socket
@@ -511,8 +512,9 @@ def _answers(target: tuple[str, int]) -> bool:
 def _prepare_jax(
     device: str, replicas: int | None, place: meeting.Place | None
 ) -> tuple[str, list[str], Any]:
-    import jax
     import keras
+
+    jax: Any = importlib.import_module("jax")  # half of it is typed
 
     _hide_gpus_from_tensorflow()
     try:

@@ -1,8 +1,8 @@
 """Gradual unfreezing inside one plain `model.fit`, and this package's schedules as a callback.
 
 Both work in any Keras script, on the TensorFlow and the JAX backend. Between stages the optimizer
-keeps its slots, its count and its learning rate, and the other callbacks notice nothing. Several
-devices, optimizers that are not layer-wise and untraceable changes are refused.
+keeps its slots, its count and its learning rate, and other callbacks notice nothing. Several
+devices, and optimizers that `optimizers.convert` does not know, are refused.
 
     unfreezing = GradualUnfreezing(step=2, blocks=8, epochs_per_stage=2, warmup_steps=100)
     model.fit(data, epochs=10, callbacks=[unfreezing])
@@ -12,7 +12,9 @@ devices, optimizers that are not layer-wise and untraceable changes are refused.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -27,56 +29,57 @@ from kerastune_ft.models import BatchNorm, Block
 class GradualUnfreezing(keras.callbacks.Callback):
     """Unfreezes a model from the head down, stage by stage, within one fit.
 
-    The optimizer that the model was compiled with is replaced by its layer-wise twin, which the
-    model keeps: one that corrects Adam's bias by each variable's own updates, so that no first
-    step of a newly unfrozen variable exceeds its rate. Load this package before the saved model.
+    The optimizer that the model was compiled with is replaced by its layer-wise twin, and the
+    model keeps that: it corrects Adam's bias by each variable's own updates, so that no step of a
+    newly unfrozen variable exceeds its rate. To load the saved model import this module first.
 
     At the end of each stage it is checked that something moved in every trainable block and that
-    frozen weights are bit-identical; so do not change weights in other callbacks.
+    frozen weights are bit-identical; other callbacks must not change weights meanwhile.
 
     A further fit starts again with the first stage. One with `initial_epoch` goes straight to the
-    stage of that epoch and takes the learning rate on; so does one that BackupAndRestore resumes,
-    with a fresh optimizer, whose slots it cannot load. Patience is counted anew.
+    stage of that epoch and goes on with the learning rate it finds. One that BackupAndRestore
+    resumes does so too, but its optimizer starts fresh after the first stage: Keras restores it
+    before the stage is known, and warns. Patience is counted anew.
 
-    EarlyStopping and ReduceLROnPlateau count on over the stages; a patience below the length of a
-    stage can end the fit before the next one. The same for `FreezeAudit`: it knows the first stage
-    alone, and is not needed.
+    Keras's EarlyStopping and ReduceLROnPlateau count on over the stages: with less patience than a
+    stage is long, the fit can end before the next one. `FreezeAudit` knows the first stage alone.
 
     Args:
-        stages: What trains beside the head in each stage, as `models.unfreeze` takes it. Instead
-            of `step` and `blocks`.
+        stages: What trains beside the head in each stage, each as `models.unfreeze` takes it.
+            Instead of `step` and `blocks`.
         step: Blocks added by each stage after the first, which trains the head alone.
         blocks: How many train in the last stage; None is all.
         epochs_per_stage: One number for all stages, or one for each; the last stage lasts to the
-            end of the fit, whatever its number. 1 by default. With `monitor` a stage may end
-            sooner, and None sets no limit.
+            end of the fit, whatever its number. 1 by default. With `monitor` these are limits,
+            and None sets none.
         monitor: A figure, such as `val_loss`; a stage ends when it has stopped getting better.
         patience: Epochs without improvement that end a stage.
         min_delta: Smallest change that counts as better.
         mode: Of the figure, `min`, `max` or, where Keras knows it, `auto`.
         restore_best: Whether a stage starts from the best epoch of the one before, by `monitor`.
         rate_factor: Multiplies the learning rate at each new stage: the rate itself if it is a
-            number, `optimizer.rate_scale` under a schedule.
+            number, the optimizer's `rate_scale` under a schedule.
         rate_decay: Learning rate of each block as a share of the one above it, the head's being
             the full rate. Replaces `rates` that the optimizer has.
-        warmup_steps: Updates over which a newly unfrozen variable's rate rises linearly. The first
-            stage's variables are not warmed up.
+        warmup_steps: Updates over which the rate of a variable rises linearly after it was
+            unfrozen. The first stage's variables are not warmed up.
         batch_norm: As in `models.unfreeze`.
         groups: The blocks of a model that no builder of this package made, bottom first: each a
-            list of layer names or regular expressions that match whole names, at any depth of
-            nested models. They are called `group_1`, `group_2` and so on; layers in none are the
-            head and train always, BatchNormalization too.
+            list of layer names, or regular expressions that match whole names, at any depth of
+            nested models. They are called `group_1`, `group_2` and so on. Layers in none are the
+            head and always train, BatchNormalization in every respect.
         verbose: 1 prints a line per stage.
 
     Attributes:
-        history: A dictionary per stage: `epoch` (from 0) and `stage` (from 0), `trainable_blocks`,
-            `parameters` that train, `learning_rate`, and `rates`, a share of it by block.
+        history: A dictionary per stage: `epoch` and `stage`, both from 0, `trainable_blocks`,
+            `parameters` that train, `learning_rate`, and `rates`, shares of it by block.
 
     Raises:
-        ValueError: If arguments are out of range or contradict each other.
+        ValueError: If an argument is out of range, or two contradict each other.
         ModelError: When training begins, if the backend, the optimizer or several devices forbid
             it, or if the blocks do not fit the model.
-        TrainingError: At the end of a stage, if the wrong weights moved.
+        TrainingError: At the end of a stage, if the wrong weights moved, or if `monitor` is
+            missing.
 
     Reference:
         Howard & Ruder 2018, gradual unfreezing. https://arxiv.org/abs/1801.06146
@@ -103,27 +106,30 @@ class GradualUnfreezing(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         if stages is not None and (isinstance(stages, str) or not stages):
-            raise ValueError(f"stages: expected a list of at least one choice, got {stages!r}.")
+            raise ValueError(f"stages: expected a list of one choice or more, got {stages!r}.")
         if stages is not None and (step != 1 or blocks is not None):
-            raise ValueError("stages: leave step and blocks out, or stages.")
+            raise ValueError("stages: give either stages, or step and blocks.")
         for name, value, least in (
             ("step", step, 1),
+            ("blocks", 0 if blocks is None else blocks, 0),
             ("patience", patience, 1),
             ("warmup_steps", warmup_steps, 0),
         ):
             if value < least:
                 raise ValueError(f"{name}: expected {least} or more, got {value}.")
         for name, share in (("rate_factor", rate_factor), ("rate_decay", rate_decay)):
-            if not 0.0 < share < float("inf"):
+            if not 0.0 < share < math.inf:
                 raise ValueError(f"{name}: expected a number above 0, got {share}.")
+        if batch_norm not in ("frozen", "affine", "train"):
+            raise ValueError(f"batch_norm: expected frozen, affine or train, got {batch_norm!r}.")
         if restore_best and monitor is None:
-            raise ValueError("restore_best: needs monitor, or no epoch is the best.")
-        if groups is not None and any(isinstance(g, str) or not g for g in groups):
-            raise ValueError("groups: expected a list of lists of layer names, none of them empty.")
+            raise ValueError("restore_best: needs monitor, which says what epoch is the best.")
+        if groups is not None and (not groups or any(isinstance(g, str) or not g for g in groups)):
+            raise ValueError(f"groups: expected lists of layer names, bottom first, got {groups}.")
         if epochs_per_stage is None and monitor is None:
             epochs_per_stage = 1
         lengths = [epochs_per_stage] if isinstance(epochs_per_stage, int) else epochs_per_stage
-        if lengths is not None and (not lengths or min(lengths) < 1):
+        if lengths is not None and min(lengths, default=1) < 1:
             raise ValueError(f"epochs_per_stage: expected 1 or more, got {epochs_per_stage}.")
         self.stages = stages
         self.step = step
@@ -143,79 +149,73 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self.history: list[dict[str, Any]] = []
         self._blocks: list[Block] = []
         self._choices: list[frozenset[int]] = []
-        self._stage = 0
-        self._next = 0
-        self._first_epoch = 0
-        self._started = False
+        self._stage = self._next = 0
+        self._first_epoch = 0  # of the stage
+        self._stage_by_epoch: dict[int, int] = {}
+        self._former: dict[int, int] = {}  # the same of the former fit
+        self._begun = self._audited = self._monitored = False
         self._origin: Any = None
-        self._newborn: set[str] = set()
-        self._watch: keras.callbacks.EarlyStopping | None = None
-        self._seen = False
-        self._digests: dict[int, bytes] = {}
-        self._audited = False
-        # What the last fit ended with: stage by epoch, optimizer, learning rate, factor in it.
-        self._former: dict[int, int] = {}
         self._left: tuple[Any, float, float] | None = None
+        self._watch: keras.callbacks.EarlyStopping | None = None
+        self._digests: dict[int, bytes] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Puts the first stage in place."""
-        _check_supported(self.model)
+        _check(self.model)
         self._blocks = self._find_blocks()
         self._choices = self._choose()
-        self._former = self._by_epoch() if self._left is not None else {}
-        self._started = self._seen = False
-        self._newborn = set()
+        self._former, self._stage_by_epoch = self._stage_by_epoch, {}
         self.history = []
+        self._begun = self._audited = self._monitored = False
         self._origin = self.model.optimizer
-        self._origin_rate = _rate(self._origin) if self._origin.built else None
+        factor = 1.0
         if self._left is not None:
-            optimizer, rate, factor = self._left
+            # Nobody else set the rate since the last fit, so it holds the factors of its stages.
+            optimizer, rate, held = self._left
             if optimizer is self._origin and rate == _rate(optimizer):
-                _multiply_rate(optimizer, 1.0 / factor)
-        self._enter(0, 0, self._origin, 1.0)
+                factor = 1.0 / held
+        self._enter(0, 0, self._origin, factor)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Changes to the epoch's stage."""
+        """Changes to the stage of the epoch."""
         _sync(self.model)
-        if not self._started:
-            self._started = True
+        self._audited = False
+        if not self._begun:
+            self._begun = True
             if epoch > 0:
                 self._resume(epoch)
             self._report(epoch)
         elif self._next != self._stage:
             if self.restore_best and self._watch is not None:
                 self._watch.on_train_end()
-            factor = self.rate_factor ** (self._next - self._stage)
-            self._enter(self._next, epoch, self.model.optimizer, factor)
+            self._enter(self._next, epoch, self.model.optimizer, self.rate_factor)
             self._report(epoch)
-        self._audited = False
+        self._stage_by_epoch[epoch] = self._stage
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Decides whether the stage is over, and checks it if it is."""
+        """Decides whether the stage is over, and if it is checks what moved."""
         _sync(self.model)
-        self._next = self._stage
         if self._stage + 1 < len(self._choices):
-            stalled = self._stalled(epoch, logs or {})
             length = self._length(self._stage)
-            over = length is not None and epoch + 1 - self._first_epoch >= length
-            self._next += stalled or over
-        last = epoch + 1 >= self.params.get("epochs", epoch + 2) or self.model.stop_training
-        if self._next != self._stage or last:
+            full = length is not None and epoch + 1 - self._first_epoch >= length
+            if self._stalled(epoch, logs or {}) or full:
+                self._next = self._stage + 1
+        self._stage_by_epoch[epoch + 1] = self._next
+        ends = self.model.stop_training or epoch + 1 == self.params.get("epochs")
+        if ends or self._next != self._stage:
             self._audit()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Checks the last stage."""
-        if not self._started:
-            return
-        if not self._audited:
+        """Checks what moved in the last stage, if fit ended without notice."""
+        if self._begun and not self._audited:
             _sync(self.model)
             self._audit()
         optimizer = self.model.optimizer
         self._left = (optimizer, _rate(optimizer), self.rate_factor**self._stage)
-        if self.monitor is not None and not self._seen and len(self._choices) > 1:
+        if self.monitor is not None and self._watch is not None and not self._monitored:
             raise TrainingError(
-                f"GradualUnfreezing: no epoch reported '{self.monitor}', so no stage could end; "
-                "pass validation_data to fit, or monitor='loss'."
+                f"GradualUnfreezing: no epoch reported '{self.monitor}', so that no stage could "
+                "end by it; pass validation_data to fit, or monitor='loss'."
             )
 
     def _find_blocks(self) -> list[Block]:
@@ -226,71 +226,437 @@ class GradualUnfreezing(keras.callbacks.Callback):
             return models.blocks(self.model)
         except ModelError as error:
             raise ModelError(
-                f"{error} For a model of your own pass GradualUnfreezing(groups=[...]), lists of "
-                "its layers' names, bottom first."
+                f"{error} For a model of your own pass groups=[[...], ...] to GradualUnfreezing: "
+                "names of its layers, bottom first."
             ) from error
 
     def _choose(self) -> list[frozenset[int]]:
-        """Returns the places of the blocks that train beside the head, by stage."""
+        """Returns which blocks train beside the head, by place from the bottom, stage by stage."""
         names = [block.name for block in self._blocks[:-1]]
-        choices: Sequence[int | str | Sequence[str]]
-        if self.stages is not None:
-            choices = self.stages
-        else:
-            most = len(names) if self.blocks in (None, -1) else self.blocks
-            assert most is not None
-            choices = [*range(0, most, self.step), most]
+        most = len(names) if self.blocks is None else self.blocks
+        choices = self.stages or [*range(0, most, self.step), most]
         chosen = [models.select(names, choice, self.model.name) for choice in choices]
         lengths = self.epochs_per_stage
-        if isinstance(lengths, Sequence) and len(lengths) not in (len(chosen), len(chosen) - 1):
+        if isinstance(lengths, Sequence) and len(chosen) - len(lengths) not in (0, 1):
             raise ModelError(
-                f"epochs_per_stage: '{self.model.name}' has {len(chosen)} stages; expected as many "
-                f"numbers, or one fewer, got {len(lengths)}."
+                f"epochs_per_stage: model '{self.model.name}' has {len(chosen)} stages; expected "
+                f"as many numbers, or one fewer, got {len(lengths)}."
             )
         return chosen
 
     def _length(self, stage: int) -> int | None:
-        """Returns the largest number of epochs of a stage that is not the last."""
+        """Returns how many epochs a stage that is not the last may take."""
         if isinstance(self.epochs_per_stage, Sequence):
             return self.epochs_per_stage[stage]
         return self.epochs_per_stage
 
-    def _stage_of(self, epoch: int) -> int:
-        """Returns the stage of an epoch and sets nothing; only without `monitor`."""
-        for stage in range(len(self._choices) - 1):
-            epoch -= self._length(stage) or 0
-            if epoch < 0:
-                return stage
-        return len(self._choices) - 1
-
-    def _begin_of(self, stage: int) -> int:
-        return sum(self._length(earlier) or 0 for earlier in range(stage))
-
-    def _by_epoch(self) -> dict[int, int]:
-        """Returns the stage of each epoch of the former fit, and of the one after it."""
-        found: dict[int, int] = {}
-        ends = [entry["epoch"] for entry in self.history[1:]] + [self._ended]
-        for entry, end in zip(self.history, ends, strict=True):
-            found |= dict.fromkeys(range(entry["epoch"], end), entry["stage"])
-        found[self._ended] = min(self._next, len(self._choices) - 1)
-        return found
-
     def _resume(self, epoch: int) -> None:
-        """Goes to the stage of the first epoch of a fit that is not its epoch 0."""
+        """Goes to the stage of an epoch that is the first of its fit, and not epoch 0."""
+        stages = self._former
         if self.monitor is None:
-            before, stage = self._stage_of(epoch - 1), self._stage_of(epoch)
-        elif epoch in self._former:
-            before, stage = self._former.get(epoch - 1, 0), self._former[epoch]
-        else:
+            ends = np.cumsum([self._length(i) for i in range(len(self._choices) - 1)])
+            stages = {i: int((ends <= i).sum()) for i in range(epoch + 1)}
+        if epoch not in stages or stages[epoch] >= len(self._choices):
             raise ModelError(
-                f"GradualUnfreezing: fit starts at epoch {epoch}, and with monitor nothing tells "
-                "which stage that is; use the callback of the former fit again, or start at epoch "
-                "0 with the stages that are left."
+                f"GradualUnfreezing: fit begins with epoch {epoch}, and with monitor nothing but "
+                "the callback of the former fit knows what stage that is; pass that one, or begin "
+                "with epoch 0 and the stages that are left."
             )
-        power = stage
-        if self._origin_rate is not None and optimizers.convert_keeps(self._origin):
-            power = stage - before
-        self._enter(stage, epoch, self._origin, self.rate_factor**power)
+        stage, before = stages[epoch], stages.get(epoch - 1, 0)
+        first = min((i for i in stages if stages[i] == stage), default=epoch)
+        if stage == 0:
+            return
+        # A rate that was trained with holds the factors up to the stage that it was left in.
+        origin = _inner(self._origin)
+        goes_on = hasattr(origin, "rate_scale") and int(_number(origin.iterations)) > 0
+        power = stage - before if goes_on else stage
+        # The first stage's optimizer lacks the slots of the later ones. Where those are not
+        # needed it is the better source: BackupAndRestore may have restored it meanwhile.
+        source = self._origin if before > 0 else self.model.optimizer
+        self._enter(stage, first, source, self.rate_factor**power)
 
     def _enter(self, stage: int, epoch: int, old: Any, factor: float) -> None:
-        """Makes the model train what a stage trains, with all that the optimizer has learned."""
+        """Makes the model train what a stage trains, knowing what an optimizer has learned.
+
+        Args:
+            stage: Its number.
+            epoch: Its first one.
+            old: The optimizer.
+            factor: Multiplies its learning rate.
+        """
+        model, chosen = self.model, self._choices[stage]
+        self._stage = self._next = stage
+        self._first_epoch = epoch
+        if self.groups is None:
+            names = [re.escape(self._blocks[i].name) for i in sorted(chosen)]
+            models.unfreeze(model, names, batch_norm=self.batch_norm)
+        else:
+            _unfreeze_groups(model, self._blocks, chosen, self.batch_norm)
+        variables = model.trainable_variables
+        if not variables:
+            raise ModelError(
+                f"model '{model.name}': stage {stage + 1} trains nothing; leave the layers of the "
+                "head out of groups."
+            )
+        shares = self._shares()
+        share = {
+            id(weight): shares[block.name] for block in self._blocks for weight in block.weights
+        }
+        rates = {weight.path: share.get(id(weight), 1.0) for weight in variables}
+        fresh: frozenset[int] = frozenset()
+        for before, after in zip(self._choices, self._choices[1 : stage + 1], strict=False):
+            fresh = (fresh | (after - before)) & after
+        newborn = {id(weight) for i in fresh for weight in self._blocks[i].weights}
+        _replace_optimizer(
+            model,
+            old,
+            rates=None if set(rates.values()) == {1.0} else rates,
+            newborn=[weight.path for weight in variables if id(weight) in newborn],
+            warmup_steps=self.warmup_steps,
+        )
+        _multiply_rate(model.optimizer, factor)
+        self._digests = {id(weight): _digest(weight) for weight in model.weights}
+        self._watch = None
+        if self.monitor is not None and stage + 1 < len(self._choices):
+            self._watch = keras.callbacks.EarlyStopping(
+                self.monitor,
+                min_delta=self.min_delta,
+                patience=self.patience,
+                mode=self.mode,
+                restore_best_weights=self.restore_best,
+            )
+            self._watch.set_model(model)
+            self._watch.on_train_begin()
+
+    def _shares(self) -> dict[str, float]:
+        """Returns each block's share of the learning rate."""
+        count = len(self._blocks)
+        return {
+            block.name: self.rate_decay ** (count - 1 - i) for i, block in enumerate(self._blocks)
+        }
+
+    def _stalled(self, epoch: int, logs: dict[str, Any]) -> bool:
+        """Returns whether the figure has not got better for too long."""
+        if self._watch is None or self.monitor is None:
+            return False
+        if self.monitor not in logs:
+            if self.monitor.startswith("val_") and not any(x.startswith("val_") for x in logs):
+                return False  # Of the epochs fit may validate only some.
+            raise TrainingError(
+                f"GradualUnfreezing: monitor '{self.monitor}' is not reported"
+                f"{did_you_mean(self.monitor, logs) or ';'} this epoch's figures are "
+                f"{', '.join(logs)}."
+            )
+        self._monitored = True
+        # EarlyStopping would stop the fit; of its decision we want to know only.
+        stopped, self.model.stop_training = self.model.stop_training, False
+        self._watch.on_epoch_end(epoch, logs)
+        stalled, self.model.stop_training = self.model.stop_training, stopped
+        return bool(stalled)
+
+    def _audit(self) -> None:
+        """Compares every weight with what it was when the stage began."""
+        self._audited = True
+        moved = {id(x) for x in self.model.weights if _digest(x) != self._digests.get(id(x))}
+        trained = {id(x) for x in self.model.trainable_variables}
+        may_move = trained | _states(self.model)
+        wrong = [x.path for x in self.model.weights if id(x) in moved - may_move]
+        still = [
+            block.name
+            for block in self._blocks
+            if block.trainable and not any(id(x) in trained & moved for x in block.weights)
+        ]
+        if not wrong and not still:
+            return
+        parts = [f"{len(wrong)} frozen weights moved ({', '.join(wrong[:5])})"] if wrong else []
+        parts += [f"nothing moved in {', '.join(still)}"] if still else []
+        raise TrainingError(
+            f"GradualUnfreezing: stage {self._stage + 1} failed its check: {'; '.join(parts)}. "
+            "Expected frozen weights to stay bit-identical and every trainable block to move; does "
+            "another callback set weights or flags, or is the learning rate 0?"
+        )
+
+    def _report(self, epoch: int) -> None:
+        """Adds the stage that begins to the history."""
+        shares = self._shares()
+        training = [block for block in self._blocks if block.trainable]
+        entry: dict[str, Any] = {
+            "epoch": epoch,
+            "stage": self._stage,
+            "trainable_blocks": [block.name for block in training],
+            "parameters": sum(block.trainable_parameters for block in training),
+            "learning_rate": _rate(self.model.optimizer),
+            "rates": {block.name: shares[block.name] for block in training},
+        }
+        self.history.append(entry)
+        if self.verbose:
+            names = entry["trainable_blocks"]
+            shown = names if len(names) < 4 else [names[0], "...", *names[-2:]]
+            print(
+                f"stage {self._stage + 1} of {len(self._choices)} from epoch {epoch + 1}: "
+                f"{', '.join(shown)} train, {entry['parameters']:,} parameters, "
+                f"learning rate {entry['learning_rate']:.3g}"
+            )
+
+
+class StageRates(keras.callbacks.Callback):
+    """Sets the learning rate before each batch, as a `StageSchedule` would.
+
+    The optimizer keeps a plain number as its learning rate, which a saved model holds without this
+    package. Each fit starts the schedule anew, `initial_epoch` in its place. What else sets the
+    rate, such as ReduceLROnPlateau or `GradualUnfreezing(rate_factor=...)`, is overwritten: there
+    compile with the schedule itself.
+
+    On JAX each change fetches the state of the fit back into the variables, which costs
+    milliseconds per batch in networks with hundreds of variables.
+
+    Args:
+        decay: As in `optimizers.StageSchedule`.
+        learning_rate: The peak.
+        epochs: Length of the schedule; afterwards its last rate stays.
+        steps_per_epoch: In batches; needed where fit does not know its number of batches.
+        warmup_epochs: In which the rate rises from 0; fractions are fine.
+
+    Raises:
+        ValueError: If the decay is unknown or a number is out of range.
+        ModelError: When training begins, if the optimizer's rate cannot be set, one call runs
+            several batches, or the number of batches is unknown.
+    """
+
+    def __init__(
+        self,
+        decay: str,
+        learning_rate: float,
+        epochs: int,
+        steps_per_epoch: int | None = None,
+        warmup_epochs: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if decay not in optimizers.SCHEDULES:
+            known = ", ".join(optimizers.SCHEDULES)
+            raise ValueError(f"decay: expected one of {known}, got {decay!r}.")
+        if epochs < 1 or (steps_per_epoch is not None and steps_per_epoch < 1):
+            raise ValueError("epochs, steps_per_epoch: expected 1 or more.")
+        if not 0.0 <= warmup_epochs < epochs:
+            raise ValueError(
+                f"warmup_epochs: expected 0 up to less than {epochs}, got {warmup_epochs}."
+            )
+        self.decay = decay
+        self.learning_rate = learning_rate
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.warmup_epochs = warmup_epochs
+        self._steps = 0
+        self._first_step = 0
+        self._rates: list[float] = []
+        self._set: float | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Works out the rate of every step."""
+        optimizer = _inner(self.model.optimizer)
+        if not isinstance(getattr(optimizer, "_learning_rate", None), keras.Variable):
+            raise ModelError(
+                "StageRates: the optimizer has no learning rate that can be set; compile with one "
+                "optimizer whose learning_rate is a number."
+            )
+        if self.model.steps_per_execution != 1:
+            raise ModelError(
+                "StageRates: steps_per_execution runs several batches at one rate; compile with "
+                "steps_per_execution=1, or with optimizers.StageSchedule as the learning rate."
+            )
+        steps = self.steps_per_epoch or self.params.get("steps")
+        if not steps:
+            raise ModelError(
+                "StageRates: fit does not know its number of batches; pass steps_per_epoch."
+            )
+        total = self.epochs * steps
+        warmup_steps = min(round(self.warmup_epochs * steps), total - 1)
+        schedule = optimizers.StageSchedule(self.decay, self.learning_rate, total, warmup_steps)
+        rates = keras.ops.convert_to_numpy(schedule(np.arange(total)))
+        self._steps, self._rates, self._set = steps, rates.tolist(), None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Finds the place of the epoch."""
+        self._first_step = epoch * self._steps
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Sets the rate, unless it is set already."""
+        rate = self._rates[min(self._first_step + batch, len(self._rates) - 1)]
+        if rate != self._set:
+            # A JAX fit reads the variables again after it was synchronised, and only then.
+            _sync(self.model)
+            self.model.optimizer.learning_rate = rate
+            self._set = rate
+
+
+def _check(model: keras.Model) -> None:
+    """Refuses what the callback cannot do."""
+    backend = keras.backend.backend()
+    if backend not in ("tensorflow", "jax"):
+        raise ModelError(
+            f"GradualUnfreezing: the backend is {backend}; expected tensorflow or jax. Elsewhere "
+            "call models.unfreeze, compile and fit for each stage."
+        )
+    if model.optimizer is None:
+        raise ModelError("GradualUnfreezing: the model has no optimizer; compile it with one.")
+    if backend == "jax":
+        import jax
+
+        several = jax.process_count() > 1 or keras.distribution.distribution() is not None
+    else:
+        several = model.distribute_strategy.num_replicas_in_sync > 1
+    if several:
+        raise ModelError(
+            "GradualUnfreezing: several devices or hosts train this model, and a fit over them "
+            "cannot change its optimizer; use one device, or compile and fit for each stage."
+        )
+    if not all(layer.built for layer in models.layers_of(model)):
+        raise ModelError(
+            f"GradualUnfreezing: model '{model.name}' is not built; call it once on a batch."
+        )
+    paths = Counter(weight.path for weight in model.weights)
+    twice = [path for path, count in paths.items() if count > 1]
+    if twice:
+        raise ModelError(
+            f"GradualUnfreezing: model '{model.name}' has two weights of the path '{twice[0]}'; "
+            "give the layers of its nested models names of their own."
+        )
+
+
+def _units(model: keras.Model, names: tuple[str, ...] = ()) -> Iterator[tuple[Any, set[str]]]:
+    """Yields every layer that is no model, with its name and those of the models around it."""
+    for layer in model.layers:
+        around = (*names, layer.name)
+        if isinstance(layer, keras.Model):
+            yield from _units(layer, around)
+        else:
+            yield layer, set(around)
+
+
+def _grouped(model: keras.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
+    """Returns the layers of each group as a block, and all others as the head."""
+    units: dict[int, tuple[Any, set[str]]] = {}
+    for layer, names in _units(model):
+        units.setdefault(id(layer), (layer, set()))[1].update(names)
+    known = sorted(set().union(*(names for _, names in units.values())))
+    home: dict[int, int] = {}
+    for number, patterns in enumerate(groups):
+        for pattern in patterns:
+            try:
+                found = [
+                    key
+                    for key, (_, names) in units.items()
+                    if any(re.fullmatch(pattern, name) for name in names)
+                ]
+            except re.error as error:
+                raise ModelError(
+                    f"groups: '{pattern}' is no regular expression: {error}."
+                ) from None
+            if not found:
+                raise ModelError(
+                    f"groups: '{pattern}' matches no layer of '{model.name}'"
+                    f"{did_you_mean(pattern, known) or ';'} the layers are {', '.join(known)}."
+                )
+            for key in found:
+                if home.setdefault(key, number) != number:
+                    raise ModelError(
+                        f"groups: layer '{units[key][0].name}' is in group {home[key] + 1} and in "
+                        f"group {number + 1}; expected one of them."
+                    )
+    members: list[list[Any]] = [[] for _ in range(len(groups) + 1)]
+    for key, (layer, _) in units.items():
+        members[home.get(key, len(groups))].append(layer)
+    *body, head = members
+    return [
+        *(Block(f"group_{number}", tuple(layers)) for number, layers in enumerate(body, 1)),
+        Block("head", tuple(layer for layer in head if layer.weights)),
+    ]
+
+
+def _unfreeze_groups(
+    model: keras.Model, blocks: Sequence[Block], chosen: frozenset[int], batch_norm: BatchNorm
+) -> None:
+    """Makes the head and the chosen groups trainable, the other groups frozen."""
+    models._set_trainable(model, True, "train")
+    for index, block in enumerate(blocks[:-1]):
+        for layer in block.layers:
+            models._set_trainable(layer, index in chosen, batch_norm)
+
+
+def _replace_optimizer(
+    model: keras.Model,
+    old: keras.optimizers.Optimizer,
+    rates: dict[str, float] | None,
+    newborn: list[str],
+    warmup_steps: int,
+) -> None:
+    """Gives a model the layer-wise twin of an optimizer, on what is trainable now."""
+    variables = model.trainable_variables
+    inner = _inner(old)
+    if (
+        old is model.optimizer
+        and old.built
+        and getattr(inner, "rates", "none") == rates
+        and (inner.newborn == newborn or not warmup_steps)
+        and inner.warmup_steps == warmup_steps
+        and [id(x) for x in inner._trainable_variables] == [id(x) for x in variables]
+    ):
+        return  # To trace the same step again would only cost time.
+    new = optimizers.convert(old, rates=rates, newborn=newborn, warmup_steps=warmup_steps, ages={})
+    new.build(variables)
+    if old.built:
+        optimizers.carry_over(old, new, continue_iterations=True)
+    # Not `compile`: it would make new metrics and set `stop_training`.
+    model.optimizer = new
+    if hasattr(model, "_compile_config"):
+        model._compile_config.config["optimizer"] = new  # what `save` writes
+    # JAX keeps the traces of a function as long as it lives, and finds the old one if the new
+    # variables have the shapes of the old ones: evaluation would read the wrong weights.
+    model.train_function = None
+    if keras.backend.backend() == "jax":
+        model.test_function = model.predict_function = None
+    model.make_train_function(force=True)
+
+
+def _multiply_rate(optimizer: keras.optimizers.Optimizer, factor: float) -> None:
+    inner = _inner(optimizer)
+    rate = inner._learning_rate
+    # ReduceLROnPlateau reads the product of both and sets the rate.
+    target = rate if isinstance(rate, keras.Variable) else inner.rate_scale
+    if factor != 1.0:
+        target.assign(_number(target) * factor)
+
+
+def _states(model: keras.Model) -> set[int]:
+    """Returns the ids of weights that no gradient reaches but that their layer moves itself."""
+    found: set[int] = set()
+    for layer in models.layers_of(model):
+        normalises = isinstance(layer, keras.layers.BatchNormalization)
+        if layer.trainable and (not normalises or models.statistics_move(layer)):
+            found |= {id(weight) for weight in layer._non_trainable_variables}
+    return found
+
+
+def _inner(optimizer: Any) -> Any:
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
+def _number(variable: Any) -> float:
+    return float(keras.ops.convert_to_numpy(variable))
+
+
+def _rate(optimizer: keras.optimizers.Optimizer) -> float:
+    return _number(optimizer.learning_rate)
+
+
+def _digest(weight: keras.Variable) -> bytes:
+    array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+    return hashlib.sha256(array.tobytes()).digest()
+
+
+def _sync(model: keras.Model) -> None:
+    """Brings the state of a running JAX fit back into the variables; a no-op elsewhere."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()

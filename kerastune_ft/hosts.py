@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -21,12 +23,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from kerastune_ft import watchdog
 from kerastune_ft.errors import TrainingError
 
 PORT = 29400
+START_SECONDS = 300.0
 HEARTBEAT_SECONDS = 30
 _SHUTDOWN_SECONDS = 30
 
@@ -112,13 +115,14 @@ def join(place: Place) -> None:
         TrainingError: If JAX is in use already, or the others do not come within five minutes.
     """
     global _watch
-    import jax
+    jax: Any = importlib.import_module("jax")  # half of it is typed
 
     if _watch is not None:
         raise TrainingError(
             "train.hosts: this process has joined already; start a process per run."
         )
     watch = _Watch(place)
+    watch.meet()  # if JAX itself waits in vain, it aborts the process
     with contextlib.suppress(AttributeError):  # JAX before 0.8 has no such switch
         # It would take SIGTERM for itself, which says here that the run is to stop and save.
         jax.config.update("jax_enable_preemption_service", False)
@@ -127,7 +131,7 @@ def join(place: Place) -> None:
             place.coordinator,
             place.hosts,
             place.rank,
-            initialization_timeout=int(watchdog.START_SECONDS),
+            initialization_timeout=int(START_SECONDS),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
@@ -158,21 +162,39 @@ class _Watch:
         script = str(Path(watchdog.__file__))
         command = [sys.executable, "-I", "-S", script, str(place.rank), str(place.hosts)]
         self.process = subprocess.Popen(
-            [*command, name.strip("[]"), str(int(port) + 1)],
+            [*command, name.strip("[]"), str(int(port) + 1), str(START_SECONDS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.tell_to: IO[bytes] = self.process.stdin
+        self.place = place
         self.finished = False
-        self.all_done = threading.Event()
+        self.news: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._hear, args=(self.process.stdout,), daemon=True).start()
         atexit.register(self._at_exit)  # after JAX's own, hence before it
+
+    def meet(self) -> None:
+        word, _, what = self.news.get().partition(" ")
+        if word == "met":
+            return
+        self.stop()
+        if word == "taken":
+            raise TrainingError(
+                f"train.hosts: host 0 cannot listen on port {what}; name another one in "
+                "KFT_COORDINATOR, on every host: it and the one after it must be free."
+            )
+        raise TrainingError(
+            f"train.hosts: host {self.place.rank} waited {START_SECONDS:.0f} s at "
+            f"{self.place.coordinator} for {what or 'its watchdog'}, in vain; check that every "
+            "host runs the same command, that KFT_COORDINATOR names host 0, and that its port "
+            "and the one after it are open."
+        )
 
     def finish(self) -> None:
         self.finished = True
         self._tell("done")
-        self.all_done.wait()
+        self.news.get()
 
     def stop(self) -> None:
         atexit.unregister(self._at_exit)
@@ -183,7 +205,8 @@ class _Watch:
         for line in lines:
             if line.strip() == b"lost":
                 os._exit(2)  # what was lost stands on stderr; the main thread may never return
-        self.all_done.set()  # "all", or the watchdog itself has died: JAX still watches
+            self.news.put(line.decode().strip())
+        self.news.put("")  # "all" has been said, or the watchdog has died: JAX still watches
 
     def _at_exit(self) -> None:
         if self.finished:
@@ -191,7 +214,7 @@ class _Watch:
         self._tell("failed")
         # JAX would wait here for hosts that wait for this one. Its sockets close when this process
         # ends, and the errors that the others get by that must come second.
-        time.sleep(0.2)
+        time.sleep(0.1)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -174,7 +174,7 @@ class _Layerwise(keras.optimizers.Optimizer):
         if warms:
             rate = ops.cast(rate, "float32") * ops.minimum(own / self.warmup_steps, 1.0)
 
-        if self.weight_decay and self._decays(known):
+        if self.weight_decay and self._use_weight_decay(variable) and self._decays(known):
             decay = ops.cast(self.weight_decay, variable.dtype)
             self.assign_sub(variable, variable * decay * ops.cast(rate, variable.dtype))
         if self._starts[index] is not None:
@@ -193,8 +193,6 @@ class _Layerwise(keras.optimizers.Optimizer):
             self.assign_add(mean, ops.subtract(variable, mean) * step)
 
     def _decays(self, variable: keras.Variable) -> bool:
-        if not self._use_weight_decay(variable):
-            return False
         if not self.no_decay:
             return True
         if any(pattern in variable.name for pattern in self.no_decay):

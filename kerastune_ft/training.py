@@ -302,8 +302,6 @@ class _StageRun:
             training.store.keep_epoch(0, get_weights(self.model))
             # A head that nothing has trained yet is nothing to go back to.
             training.start = "whole" if self.number else "backbone"
-        if state is None and stage.epochs and self.updates == 0:
-            self.save()
         training.console.print(_headline(self.number + 1, len(training.plans), self.plan))
 
     def _optimizer(self) -> keras.optimizers.Optimizer:
@@ -359,6 +357,8 @@ class _StageRun:
         try:
             with interrupts.deferred():
                 self.callbacks.begin()
+                if not self.updates:
+                    self.save()
                 if not self.over:
                     self._fit()
                 self.bar.close()
@@ -443,7 +443,8 @@ class _StageRun:
                 f"optimizer/{name}": _array(v)
                 for name, v in optimizers.slots(self.optimizer).items()
             }
-        if not at_validation:  # the metrics are those of validation then
+        # They begin anew with every epoch, and in validation they are those of validation.
+        if self.first_step and not at_validation:
             arrays |= _values("metric", model.metrics_variables)
         if not all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"):
             return

@@ -9,7 +9,11 @@ the others by errors of their own. The line goes to stderr, the training to its 
 
 Runs as a script, by path, on the standard library alone: it must be up before the training is.
 
-    python -I -S watchdog.py RANK HOSTS HOST PORT     # stdin, stdout: the training
+    python -I -S watchdog.py RANK HOSTS HOST PORT SECONDS     # stdin, stdout: the training
+
+To the training it says `met` when all are there, `absent ...` if they are not in SECONDS,
+`taken ...` if its port is, `lost`, and `all` when all are done; the training says `done` or
+`failed`.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ import time
 
 SILENCE_SECONDS = 15.0  # below `hosts.HEARTBEAT_SECONDS`, or JAX ends host 0 before
 BEAT_SECONDS = 3.0
+ENDING_SECONDS = 0.5  # what a training has for its end after saying that it failed
 VERDICT_SECONDS = 3.0  # how long a host whose training has ended waits to hear who was first
-START_SECONDS = 300.0
 
 
 def lost_line(lost: int, rank: int) -> str:
@@ -43,9 +47,12 @@ class Watchdog:
         rank: This host's.
         hosts: How many there are.
         address: Host name and port where the watchdog of host 0 listens.
+        start_seconds: How long to wait for all to come.
     """
 
-    def __init__(self, rank: int, hosts: int, address: tuple[str, int]) -> None:
+    def __init__(
+        self, rank: int, hosts: int, address: tuple[str, int], start_seconds: float
+    ) -> None:
         self.rank = rank
         self.hosts = hosts
         self.address = address
@@ -56,17 +63,23 @@ class Watchdog:
         self.texts: dict[int, bytes] = {}  # half lines, by file number
         self.done: set[int] = set()
         self.ended_at: float | None = None  # of the training, without being done
-        self.started = time.monotonic()
+        self.start_until = time.monotonic() + start_seconds
+        self.met = False
 
     def run(self) -> int:
         """Watches. Returns the exit status."""
         self.selector.register(0, selectors.EVENT_READ)
         listener = None
         if self.rank == 0:
-            listener = socket.create_server(("", self.address[1]), backlog=self.hosts)
+            try:
+                listener = socket.create_server(("", self.address[1]), backlog=self.hosts)
+            except OSError as error:
+                self._tell_training(f"taken {self.address[1]} ({os.strerror(error.errno or 0)})")
+                return 1
             self.selector.register(listener, selectors.EVENT_READ)
-        else:
-            self._connect()
+        elif not self._connect():
+            self._tell_training("absent host 0")
+            return 1
         beat_at = 0.0
         while True:
             now = time.monotonic()
@@ -85,19 +98,17 @@ class Watchdog:
             if (status := self._judge()) is not None:
                 return status
 
-    def _connect(self) -> None:
-        while True:
+    def _connect(self) -> bool:
+        while time.monotonic() < self.start_until and os.getppid() == self.parent:
             try:
                 link = socket.create_connection(self.address, timeout=5)
-                break
             except OSError:
-                if time.monotonic() > self.started + START_SECONDS:
-                    return  # JAX's own wait for the coordinator ends with an error of its own
-                if os.getppid() != self.parent:
-                    return
                 time.sleep(0.2)
-        self._add(link, 0)
-        self._send(link, f"hello {self.rank}")
+                continue
+            self._add(link, 0)
+            self._send(link, f"hello {self.rank}")
+            return True
+        return False
 
     def _accept(self, listener: socket.socket) -> None:
         link, _ = listener.accept()
@@ -123,11 +134,16 @@ class Watchdog:
             word, _, number = line.partition(" ")
             if word == "hello":
                 self.links[link] = int(number)
+            elif word == "met":
+                self._meet()
             elif word == "done":
                 self.done.add(int(number))
             elif word == "all":
                 self.done.update(range(self.hosts))
-            elif word in ("ended", "lost"):
+            elif word == "ended":
+                # JAX aborts whoever is left when host 0 goes; that one still has its say.
+                return self._lose(int(number), ENDING_SECONDS)
+            elif word == "lost":
                 return self._lose(int(number))
         return None
 
@@ -150,6 +166,14 @@ class Watchdog:
     def _judge(self) -> int | None:
         """Returns an exit status once there is nothing left to watch."""
         now = time.monotonic()
+        if not self.met and self.rank == 0 and len(self._present()) == self.hosts:
+            self._tell_links("met")
+            self._meet()
+        if not self.met and now > self.start_until:
+            # Host 0 gives up first; the others hear it by their link.
+            absent = sorted(set(range(self.hosts)) - self._present())
+            self._tell_training(f"absent host {', '.join(map(str, absent))}")
+            return 1
         if self._complete():
             self._tell_links("all")
             self._tell_training("all")
@@ -162,15 +186,23 @@ class Watchdog:
             return 0
         return None
 
+    def _present(self) -> set[int]:
+        return {self.rank, *self.links.values()} - {-1}
+
+    def _meet(self) -> None:
+        self.met = True
+        self._tell_training("met")
+
     def _complete(self) -> bool:
         return len(self.done) == self.hosts
 
-    def _lose(self, lost: int) -> int:
+    def _lose(self, lost: int, patience: float = 0.0) -> int:
         self._tell_links(f"lost {lost}")
-        if lost != self.rank:
-            os.write(2, lost_line(lost, self.rank).encode())
-        elif self.ended_at is None:  # it was cut off for a while, and the others have gone
-            os.write(2, lost_line(0, self.rank).encode())
+        if lost == self.rank and self.ended_at is not None:
+            return 0  # its own output says why
+        # Called lost without having ended, it was cut off for a while, and the others have gone.
+        os.write(2, lost_line(0 if lost == self.rank else lost, self.rank).encode())
+        time.sleep(patience)
         self._tell_training("lost")
         until = time.monotonic() + 2
         while os.getppid() == self.parent and time.monotonic() < until:
@@ -207,5 +239,5 @@ class Watchdog:
 if __name__ == "__main__":
     for _ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(_ignored, signal.SIG_IGN)  # the training decides; its end is seen here
-    _rank, _hosts, _host, _port = sys.argv[1:]
-    sys.exit(Watchdog(int(_rank), int(_hosts), (_host, int(_port))).run())
+    _rank, _hosts, _host, _port, _seconds = sys.argv[1:]
+    sys.exit(Watchdog(int(_rank), int(_hosts), (_host, int(_port)), float(_seconds)).run())

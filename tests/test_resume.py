@@ -156,7 +156,7 @@ def test_a_signal_saves_exits_and_the_run_goes_on(setting, number, code):
     name = f"signal-{code}"
     run = setting / "runs" / name
     process = start(setting, name)
-    while not list((run / "checkpoints").glob("step-*3.npz")):
+    while not list((run / "checkpoints").glob("step-*[68].npz")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     begun = time.monotonic()
@@ -276,7 +276,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(broken_off):
 
 def test_other_data_are_refused(broken_off):
     run, recipe = broken_off(2)
-    (Path(recipe.data.path) / "red" / "0.jpg").rename(Path(recipe.data.path) / "blue" / "new.jpg")
+    moved = next((Path(recipe.data.path) / "red").iterdir())
+    moved.rename(Path(recipe.data.path) / "blue" / "new.jpg")
     with pytest.raises(RunError, match="the data are no longer those it began with"):
         workflow.resume(run.path)
 
@@ -294,8 +295,8 @@ def test_two_processes_cannot_work_on_one_run(broken_off):
         [
             sys.executable, "-c",
             "import sys, time; from filelock import FileLock\n"
-            f"FileLock({str(run.path / '.lock')!r}).acquire(); print('held', flush=True)\n"
-            "time.sleep(60)",
+            f"lock = FileLock({str(run.path / '.lock')!r}); lock.acquire()\n"
+            "print('held', flush=True); time.sleep(60)",
         ],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
