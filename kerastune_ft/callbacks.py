@@ -333,4 +333,4 @@ def _digest(weight: keras.Variable) -> bytes:
 def sync(model: keras.Model) -> None:
     """Brings the state of a running JAX fit back into the variables; a no-op elsewhere."""
     if hasattr(model, "jax_state_sync"):
-        model.jax_statesync()
+        model.jax_state_sync()

@@ -167,7 +167,7 @@ def shard(batch_size: int, devices: Devices) -> tuple[int, int]:
     return batch_size, batch_size // parts
 
 
-def even_batches(dataset: Any, replicas: int) -> Any:
+def even_batches(dataset: Any, replicas: int, *, scaled: bool = True) -> Any:
     """Fills up batches that do not divide, such that the mean over replicas stays the mean.
 
     Of a batch of `n` examples that is filled up to `n_p` by repeating some, the added ones weigh 0
@@ -178,6 +178,8 @@ def even_batches(dataset: Any, replicas: int) -> Any:
     Args:
         dataset: Of batches `(x, y)` or `(x, y, weights)`, the weights `(batch,)`.
         replicas: Over all hosts.
+        scaled: Whether the real examples of a filled batch weigh `n_p / n`, as training needs it,
+            or 1, as figures over all batches do.
 
     Returns:
         Batches `(x, y, weights)`, weights `float32 (batch,)`, 1 where a batch divides.
@@ -190,7 +192,7 @@ def even_batches(dataset: Any, replicas: int) -> Any:
         if weights is None:
             weights = tf.ones([n])
         rows = tf.range(even_n)
-        scale = tf.cast(even_n, tf.float32) / tf.cast(n, tf.float32)
+        scale = tf.cast(even_n, tf.float32) / tf.cast(n, tf.float32) if scaled else 1.0
 
         def filled(part: Tensor) -> Tensor:
             full = tf.cond(
@@ -226,21 +228,29 @@ def local_rows(dataset: Any, hosts: int, rank: int) -> Any:
     return dataset.map(local, num_parallel_calls=1, deterministic=True).prefetch(1)
 
 
-def distribute(dataset: Any, devices: Devices) -> Any:
+def distribute(dataset: Any, devices: Devices, *, training: bool) -> Any:
     """Returns what this host gives to `fit` of batches that all devices share.
 
     Args:
         dataset: Of the batches of all hosts together.
         devices: Which share them; a single one takes them as they are.
+        training: Whether gradients are taken, or figures over all batches.
     """
     if devices.parts > 1:
-        dataset = even_batches(dataset, devices.parts)
+        dataset = even_batches(dataset, devices.parts, scaled=training)
     return local_rows(dataset, devices.hosts, devices.rank) if devices.hosts > 1 else dataset
 
 
 def finish() -> None:
     """Waits until every host is done. Call it last: who ends without it counts as lost."""
     meeting.finish()
+
+
+def alone() -> None:
+    """Lets this host go on without the others: what is built from here on is on its devices."""
+    import keras
+
+    keras.distribution.set_distribution(None)
 
 
 @contextlib.contextmanager

@@ -242,7 +242,7 @@ class _Training:
             resize=recipe.data.resize,
             **options,
         )
-        return devices.distribute(made, self.machine)
+        return devices.distribute(made, self.machine, training="shuffle" in options)
 
 
 class _StageRun:
@@ -341,6 +341,7 @@ class _StageRun:
             *_plateau(train_, training.task, plan_),
         ]
         listed = [
+            *_corrected(len(training.splits.validation), training),
             self.bar,
             self.nan,
             self.rows,
@@ -575,6 +576,25 @@ class _StageCallbacks(keras.callbacks.CallbackList):
         """Is called by every fit."""
 
 
+class _FilledLoss(keras.callbacks.Callback):
+    """Takes out of the validation loss what examples add that only fill a batch up.
+
+    They weigh nothing, but Keras divides by their number too.
+
+    Args:
+        share: Examples with them, over examples.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Corrects it, before anybody looks."""
+        if logs and "val_loss" in logs:
+            logs["val_loss"] *= self.share
+
+
 class _Keeper(keras.callbacks.Callback):
     """Tells the stage what happens."""
 
@@ -706,6 +726,13 @@ def _plateau(train: Train, task: TaskRow, stage_plan: StagePlan) -> list[Plateau
     stopping = stage_plan.stopping(train) or train.early_stopping
     monitor = stopping.monitor if stopping else "loss"
     return [PlateauRate(monitor, _mode(monitor, task))]
+
+
+def _corrected(examples: int, training: _Training) -> list[keras.callbacks.Callback]:
+    parts = training.machine.parts
+    last = examples % training.recipe.data.batch_size
+    filled = -last % parts
+    return [_FilledLoss((examples + filled) / examples)] if filled else []
 
 
 def _tensorboard(train: Train, run: Run) -> list[keras.callbacks.Callback]:

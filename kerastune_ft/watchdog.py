@@ -132,6 +132,10 @@ class Watchdog:
         self.heard[link] = time.monotonic()
         for line in self._lines(link.fileno(), data):
             word, _, number = line.partition(" ")
+            if word in ("hello", "done", "ended", "lost") and not (
+                number.isdecimal() and int(number) < self.hosts
+            ):
+                continue  # a stranger at the port
             if word == "hello":
                 self.links[link] = int(number)
             elif word == "met":
@@ -198,6 +202,9 @@ class Watchdog:
 
     def _lose(self, lost: int, patience: float = 0.0) -> int:
         self._tell_links(f"lost {lost}")
+        if not self.met:
+            self._tell_training(f"absent host {lost}, which came and went")
+            return 1
         if lost == self.rank and self.ended_at is not None:
             return 0  # its own output says why
         # Called lost without having ended, it was cut off for a while, and the others have gone.

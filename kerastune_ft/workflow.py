@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,12 +78,15 @@ def fit(
     """
     console = console or Console(quiet=True)
     with interrupts.catching():
+        if recipe.train.hosts > 1 and name is None:
+            raise RunError("train.hosts: several hosts work on one run; give it a --name.")
         if resume:
             former = _former_run(recipe, Path(runs_dir), name, default_name)
             if former is not None:
                 return _resume(former, console)
-        with _new_run(runs_dir, name, default_name) as run, run.locked():
-            devices_ = _prepare(recipe)
+        devices_ = _prepare(recipe)
+        console = _own(console, devices_)
+        with _new_run(runs_dir, name, default_name, devices_) as run, run.locked():
             recipe = _resolved(recipe)
             splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
             _show_data(console, splits)
@@ -123,15 +128,22 @@ def _resume(run: Run, console: Console) -> Run:
     if run.state == "finished":
         console.print(f"{escape(str(run.path))} is finished; there is nothing to resume.")
         return run
-    with run.locked():
+    with contextlib.ExitStack() as stack:
         recipe = recipes.load(run.recipe_path)
+        store = Checkpoints(run.checkpoints_path, recipe.train.checkpoint.keep)
+        # Hosts meet in `_prepare`: all have read by then what the first one is going to replace.
+        state = store.newest(lambda line: console.print(f"  [yellow]warning[/]  {escape(line)}"))
+        copied = _copied(run) if recipe.train.hosts > 1 else None
         devices_ = _prepare(recipe)
+        if devices_.rank:
+            assert copied is not None
+            run = copied
+        console = _own(console, devices_)
+        stack.enter_context(run.locked())
         _show_changes(console, run)
         splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
         _show_data(console, splits)
         _check_same_data(run, splits)
-        store = Checkpoints(run.checkpoints_path, recipe.train.checkpoint.keep)
-        state = store.newest(lambda line: console.print(f"  [yellow]warning[/]  {escape(line)}"))
         if state is None:
             _fetch_weights(recipe, console)
         with devices_.scope():
@@ -153,14 +165,34 @@ def _carry_out(
     state: State | None,
     console: Console,
 ) -> None:
-    with _recorded(run, model, console), devices_.scope():
-        history = training.train(
-            model, recipe, splits, run, console, resume=state, machine=devices_
-        )
-        training.save(model, run)
+    with _recorded(run, model, console):
+        with devices_.scope():
+            history = training.train(
+                model, recipe, splits, run, console, resume=state, machine=devices_
+            )
+            training.save(model, run)
+        devices.finish()
+        if devices_.rank:
+            run.discard()
+            return
+        if devices_.parts > 1:  # a split may be too small to be shared
+            devices.alone()
+            model = predictions.load_model(run)
         scores = _evaluate(run, recipe, model, splits, history)
     Checkpoints(run.checkpoints_path).clear(but=[history.best_epoch or -1])
     _show_scores(console, run, recipe, scores)
+
+
+def _own(console: Console, devices_: devices.Devices) -> Console:
+    """Returns where this host prints: only the first one does."""
+    return Console(quiet=True) if devices_.rank else console
+
+
+def _copied(run: Run) -> Run:
+    """Returns a copy of a run for a host that is not the first, which works on the run itself."""
+    folder = Path(tempfile.mkdtemp(prefix="kft-")) / run.name
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("logs", "step-*", ".*"))
+    return Run(folder)
 
 
 def _former_run(recipe: Recipe, runs_dir: Path, name: str | None, default: str) -> Run | None:
@@ -316,12 +348,10 @@ def stages_text(recipe: Recipe) -> str:
     """Returns the stages of a recipe as YAML that can be put in place of its strategy."""
     row = backbones.get(recipe.backbone.name)
     count = len(row.cuts)
-    if not count and recipe.train.strategy is not None:
-        from kerastune_ft.backbones import hub
-
-        count = hub.block_count(row)
-    written = _expanded(recipe, count)
-    return recipes.dump_stages(written)
+    if not count:  # of a preset the blocks are found in its graph
+        network = models.image_classifier(row.name, 2, weights="none")
+        count = len(models.blocks(network)) - 1
+    return recipes.dump_stages(_expanded(recipe, count))
 
 
 def build(recipe: Recipe, splits: Splits) -> keras.Model:
@@ -418,8 +448,12 @@ def _show_missing_weights(console: Console, recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def _new_run(runs_dir: str | Path, name: str | None, default_name: str) -> Iterator[Run]:
+def _new_run(
+    runs_dir: str | Path, name: str | None, default_name: str, devices_: devices.Devices
+) -> Iterator[Run]:
     """Makes the run's folder first, so that a taken name is no surprise after the data is read."""
+    if devices_.rank:  # the first host keeps the run; what this one writes nobody reads
+        runs_dir = tempfile.mkdtemp(prefix="kft-")
     run = Run.create(runs_dir, name, default_name)
     try:
         yield run

@@ -188,7 +188,7 @@ def test_what_a_backend_cannot_do_is_refused_with_the_way_round():
     code = """
 def refused(**asked):
     try:
-        print("ACCEPTED", asked)if devices.prepare(**asked) else None
+        print("ACCEPTED", devices.prepare(**asked))
     except KftError as error:
         print(error)
 refused(device="cpu", hosts=2)
@@ -472,3 +472,24 @@ except KftError as error:
 
 def test_finishing_where_no_others_were_joined_does_nothing():
     devices.finish()
+
+
+def test_strangers_at_the_watchdogs_port_are_ignored():
+    port = free_port()
+    command = [sys.executable, "-I", "-S", str(Path(hosts.watchdog.__file__))]
+    own, other = [
+        subprocess.Popen(
+            [*command, str(rank), "2", "127.0.0.1", str(port), "20"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    assert own.stdout.readline() == other.stdout.readline() == b"met\n"
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\nhello 99\nlost x\ndone\n")
+    for watchdog in (own, other):
+        watchdog.stdin.write(b"done\n")
+        watchdog.stdin.flush()
+    assert own.stdout.readline() == other.stdout.readline() == b"all\n"
+    assert own.wait(10) == other.wait(10) == 0
