@@ -68,9 +68,9 @@ class Swap:
 
     def adopt(self) -> None:
         """Makes the averages the weights, for good."""
+        self.swap_out()
         for weight, average in self.pairs:
             weight.assign(average)
-        self._inside = False
 
     def _exchange(self) -> None:
         for weight, average in self.pairs:

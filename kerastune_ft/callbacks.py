@@ -58,7 +58,9 @@ class AuditReport:
     @classmethod
     def of(cls, record: dict[str, Any]) -> AuditReport:
         """Returns what `record` said."""
-        made = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
+        made: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
         made.pop("passed", None)
         return cls(**made)
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 findings or our own fault, 2 the user's mistake, 130 Ctrl-
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -333,6 +334,72 @@ def doctor_() -> None:
     from kerastune_ft import doctor
 
     sys.exit(doctor.report(_console()))
+
+
+@main.command(name="lr-find")
+@click.argument("recipe", type=_RECIPE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--stage", metavar="N|NAME", help="One stage; all by default.")
+@click.option("--steps", type=int, default=100, show_default=True, help="Updates per stage.")
+@click.option("--from", "lowest", type=float, default=1e-7, show_default=True, help="First rate.")
+@click.option("--to", "highest", type=float, default=1.0, show_default=True, help="Last rate.")
+@click.option("--run", type=_RUN, help="Start from the model of this run.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default=True,
+    help="Folder for lr_find.csv and lr_find.png.",
+)
+def find_rates(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    stage: str | None,
+    steps: int,
+    lowest: float,
+    highest: float,
+    run: Path | None,
+    output: Path,
+) -> None:
+    """Tries learning rates for every stage of a RECIPE and suggests one.
+
+    The rate rises until the loss explodes. Every stage starts from the weights that `fit` would
+    begin with, or those of `--run`, and trains nothing that is kept.
+    """
+    from kerastune_ft import listings
+    from kerastune_ft import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides)
+    with contextlib.suppress(OSError):
+        output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise KftError(f"--output: nothing can be written in a folder '{output}'.")
+    console = _console()
+    curves = _workflow().find_rates(
+        loaded,
+        console,
+        stage=stage,
+        steps=steps,
+        lowest=lowest,
+        highest=highest,
+        run=run,
+        output=output,
+    )
+    rows = [
+        {
+            "stage": curve.stage,
+            "recipe": f"{curve.recipe_rate:g}",
+            "suggested": f"{curve.suggestion:.2g}" if curve.suggestion else "none",
+            "steepest": f"{curve.steepest:.2g}" if curve.steepest else "none",
+            "minimum": f"{curve.minimum:.2g}" if curve.minimum else "none",
+            "verdict": curve.verdict(),
+        }
+        for curve in curves
+    ]
+    listings.show(console, rows)
+    begun = "the weights that 'fit' begins with" if run is None else f"the weights of {run}"
+    click.echo(f"every stage was tried on {begun}, not on what the stages before it train")
+    click.echo(f"written: {output / 'lr_find.csv'}, {output / 'lr_find.png'}")
 
 
 def _workflow() -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from kerastune_ft.rate_finder import Curve
     from kerastune_ft.tasks import Outputs
 
 _MOST_CURVES = 20  # more cannot be told apart
@@ -185,3 +186,43 @@ def _label(name: str) -> str:
 def _save(figure: Figure, path: Path) -> None:
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def draw_rate_curves(curves: Sequence[Curve], path: Path, title: str) -> None:
+    """Draws the smoothed loss over the rate: a line per stage, a dot where a rate is suggested.
+
+    A cross marks the recipe's own rate where the test got so far. Losses above twice the first
+    ones are cut off.
+
+    Args:
+        curves: Of a range test.
+        path: Where to.
+        title: Of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    tops, bottoms = [], []
+    for curve in curves:
+        rates, losses = np.array(curve.rates), np.array(curve.smoothed)
+        (line,) = axes.plot(rates, losses, label=_label(curve.stage))
+        colour = line.get_color()
+        axes.plot(rates, curve.losses, color=colour, linewidth=0.5, alpha=0.3)
+        for rate, mark in ((curve.suggestion, "o"), (curve.recipe_rate, "x")):
+            if rate is not None and rates[0] <= rate <= rates[-1]:
+                height = float(np.interp(np.log(rate), np.log(rates), losses))
+                name = f"  suggested {rate:.2g}" if mark == "o" else f"  recipe {rate:.2g}"
+                axes.plot(rate, height, mark, color=colour, label=name)
+        finite = losses[np.isfinite(losses)]
+        if len(finite):
+            tops.append(2 * float(finite[: max(1, len(finite) // 5)].mean()))
+            bottoms.append(float(finite.min()))
+    if tops and max(tops) > min(bottoms):
+        axes.set_ylim(min(0.0, *bottoms), max(tops))
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss, smoothed")
+    axes.set_title(_plain(title))
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    _save(figure, path)

@@ -16,7 +16,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
@@ -37,12 +38,11 @@ class GradualUnfreezing(keras.callbacks.Callback):
     frozen weights are bit-identical; other callbacks must not change weights meanwhile.
 
     A further fit starts again with the first stage. One with `initial_epoch` goes straight to the
-    stage of that epoch and goes on with the learning rate it finds. One that BackupAndRestore
-    resumes does so too, but its optimizer starts fresh after the first stage: Keras restores it
-    before the stage is known, and warns. Patience is counted anew.
+    stage of that epoch; `patience` is counted anew. So does one that BackupAndRestore resumes, but
+    beyond the first stage with a fresh optimizer: Keras restores it before the stage is known.
 
-    Keras's EarlyStopping and ReduceLROnPlateau count on over the stages: with less patience than a
-    stage is long, the fit can end before the next one. `FreezeAudit` knows the first stage alone.
+    EarlyStopping and ReduceLROnPlateau count on over the stages: with less patience than a stage is
+    long, the fit can end before the next one. `FreezeAudit` knows the first stage alone.
 
     Args:
         stages: What trains beside the head in each stage, each as `models.unfreeze` takes it.
@@ -76,10 +76,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of range, or two contradict each other.
-        ModelError: When training begins, if the backend, the optimizer or several devices forbid
-            it, or if the blocks do not fit the model.
-        TrainingError: At the end of a stage, if the wrong weights moved, or if `monitor` is
-            missing.
+        ModelError: When training begins, if backend, optimizer, devices or blocks forbid it.
+        TrainingError: At the end of a stage, if the wrong weights moved or `monitor` is missing.
 
     Reference:
         Howard & Ruder 2018, gradual unfreezing. https://arxiv.org/abs/1801.06146
@@ -105,32 +103,30 @@ class GradualUnfreezing(keras.callbacks.Callback):
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        if stages is not None and (isinstance(stages, str) or not stages):
-            raise ValueError(f"stages: expected a list of one choice or more, got {stages!r}.")
-        if stages is not None and (step != 1 or blocks is not None):
-            raise ValueError("stages: give either stages, or step and blocks.")
-        for name, value, least in (
-            ("step", step, 1),
-            ("blocks", 0 if blocks is None else blocks, 0),
-            ("patience", patience, 1),
-            ("warmup_steps", warmup_steps, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}.")
-        for name, share in (("rate_factor", rate_factor), ("rate_decay", rate_decay)):
-            if not 0.0 < share < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, got {share}.")
-        if batch_norm not in ("frozen", "affine", "train"):
-            raise ValueError(f"batch_norm: expected frozen, affine or train, got {batch_norm!r}.")
-        if restore_best and monitor is None:
-            raise ValueError("restore_best: needs monitor, which says what epoch is the best.")
-        if groups is not None and (not groups or any(isinstance(g, str) or not g for g in groups)):
-            raise ValueError(f"groups: expected lists of layer names, bottom first, got {groups}.")
         if epochs_per_stage is None and monitor is None:
             epochs_per_stage = 1
-        lengths = [epochs_per_stage] if isinstance(epochs_per_stage, int) else epochs_per_stage
-        if lengths is not None and min(lengths, default=1) < 1:
-            raise ValueError(f"epochs_per_stage: expected 1 or more, got {epochs_per_stage}.")
+        lengths = epochs_per_stage if isinstance(epochs_per_stage, Sequence) else [epochs_per_stage]
+        listed = groups is None or (groups and all(g and not isinstance(g, str) for g in groups))
+        for name, fine, expected in (
+            ("stages", stages is None or (stages and not isinstance(stages, str)), "some choices"),
+            (
+                "stages",
+                stages is None or (step == 1 and blocks is None),
+                "no step or blocks with it",
+            ),
+            ("step", step >= 1, "1 or more"),
+            ("blocks", blocks is None or blocks >= 0, "0 or more"),
+            ("epochs_per_stage", all(n is None or n >= 1 for n in lengths), "1 or more"),
+            ("patience", patience >= 1, "1 or more"),
+            ("restore_best", monitor or not restore_best, "monitor with it"),
+            ("rate_factor", 0.0 < rate_factor < math.inf, "a number above 0"),
+            ("rate_decay", 0.0 < rate_decay < math.inf, "a number above 0"),
+            ("warmup_steps", warmup_steps >= 0, "0 or more"),
+            ("batch_norm", batch_norm in get_args(BatchNorm), "frozen, affine or train"),
+            ("groups", listed, "lists of layer names, bottom first"),
+        ):
+            if not fine:
+                raise ValueError(f"{name}: expected {expected}.")
         self.stages = stages
         self.step = step
         self.blocks = blocks
@@ -149,13 +145,15 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self.history: list[dict[str, Any]] = []
         self._blocks: list[Block] = []
         self._choices: list[frozenset[int]] = []
+        self._lengths: list[int | None] = []
         self._stage = self._next = 0
         self._first_epoch = 0  # of the stage
         self._stage_by_epoch: dict[int, int] = {}
-        self._former: dict[int, int] = {}  # the same of the former fit
+        self._former: dict[int, int] = {}  # of the fit before
         self._begun = self._audited = self._monitored = False
         self._origin: Any = None
         self._left: tuple[Any, float, float] | None = None
+        self._undo: float | None = None
         self._watch: keras.callbacks.EarlyStopping | None = None
         self._digests: dict[int, bytes] = {}
 
@@ -168,13 +166,14 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self.history = []
         self._begun = self._audited = self._monitored = False
         self._origin = self.model.optimizer
-        factor = 1.0
+        self.model.train_function = None  # may be traced with other flags
+        self._undo = None
         if self._left is not None:
-            # Nobody else set the rate since the last fit, so it holds the factors of its stages.
+            # If nobody else set the rate since the last fit, it holds the factors of its stages.
             optimizer, rate, held = self._left
             if optimizer is self._origin and rate == _rate(optimizer):
-                factor = 1.0 / held
-        self._enter(0, 0, self._origin, factor)
+                self._undo = 1.0 / held
+        self._enter(0, 0, self._origin, self._undo or 1.0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Changes to the stage of the epoch."""
@@ -196,7 +195,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         """Decides whether the stage is over, and if it is checks what moved."""
         _sync(self.model)
         if self._stage + 1 < len(self._choices):
-            length = self._length(self._stage)
+            length = self._lengths[self._stage]
             full = length is not None and epoch + 1 - self._first_epoch >= length
             if self._stalled(epoch, logs or {}) or full:
                 self._next = self._stage + 1
@@ -210,8 +209,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if self._begun and not self._audited:
             _sync(self.model)
             self._audit()
-        optimizer = self.model.optimizer
-        self._left = (optimizer, _rate(optimizer), self.rate_factor**self._stage)
+        rate = _rate(self.model.optimizer)
+        self._left = (self.model.optimizer, rate, self.rate_factor**self._stage)
         if self.monitor is not None and self._watch is not None and not self._monitored:
             raise TrainingError(
                 f"GradualUnfreezing: no epoch reported '{self.monitor}', so that no stage could "
@@ -225,10 +224,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         try:
             return models.blocks(self.model)
         except ModelError as error:
-            raise ModelError(
-                f"{error} For a model of your own pass groups=[[...], ...] to GradualUnfreezing: "
-                "names of its layers, bottom first."
-            ) from error
+            raise ModelError(f"{error} Or pass groups, names of its layers.") from error
 
     def _choose(self) -> list[frozenset[int]]:
         """Returns which blocks train beside the head, by place from the bottom, stage by stage."""
@@ -237,24 +233,20 @@ class GradualUnfreezing(keras.callbacks.Callback):
         choices = self.stages or [*range(0, most, self.step), most]
         chosen = [models.select(names, choice, self.model.name) for choice in choices]
         lengths = self.epochs_per_stage
-        if isinstance(lengths, Sequence) and len(chosen) - len(lengths) not in (0, 1):
+        self._lengths = list(lengths) if isinstance(lengths, Sequence) else [lengths] * len(chosen)
+        if len(chosen) - len(self._lengths) not in (0, 1):
             raise ModelError(
                 f"epochs_per_stage: model '{self.model.name}' has {len(chosen)} stages; expected "
-                f"as many numbers, or one fewer, got {len(lengths)}."
+                f"as many numbers, or one fewer, got {len(self._lengths)}."
             )
         return chosen
-
-    def _length(self, stage: int) -> int | None:
-        """Returns how many epochs a stage that is not the last may take."""
-        if isinstance(self.epochs_per_stage, Sequence):
-            return self.epochs_per_stage[stage]
-        return self.epochs_per_stage
 
     def _resume(self, epoch: int) -> None:
         """Goes to the stage of an epoch that is the first of its fit, and not epoch 0."""
         stages = self._former
         if self.monitor is None:
-            ends = np.cumsum([self._length(i) for i in range(len(self._choices) - 1)])
+            lengths = [length or 0 for length in self._lengths[: len(self._choices) - 1]]
+            ends = np.array([*accumulate(lengths)])
             stages = {i: int((ends <= i).sum()) for i in range(epoch + 1)}
         if epoch not in stages or stages[epoch] >= len(self._choices):
             raise ModelError(
@@ -263,26 +255,26 @@ class GradualUnfreezing(keras.callbacks.Callback):
                 "with epoch 0 and the stages that are left."
             )
         stage, before = stages[epoch], stages.get(epoch - 1, 0)
-        first = min((i for i in stages if stages[i] == stage), default=epoch)
+        first = min(i for i in stages if stages[i] == stage)
         if stage == 0:
             return
-        # A rate that was trained with holds the factors up to the stage that it was left in.
+        factor = self.rate_factor**stage
+        if before == 0:
+            # The first stage's optimizer has all that is needed, and is what BackupAndRestore
+            # may have restored meanwhile.
+            self._enter(stage, first, self.model.optimizer, factor)
+            return
         origin = _inner(self._origin)
-        goes_on = hasattr(origin, "rate_scale") and int(_number(origin.iterations)) > 0
-        power = stage - before if goes_on else stage
-        # The first stage's optimizer lacks the slots of the later ones. Where those are not
-        # needed it is the better source: BackupAndRestore may have restored it meanwhile.
-        source = self._origin if before > 0 else self.model.optimizer
-        self._enter(stage, first, source, self.rate_factor**power)
+        if self._undo is not None:
+            factor *= self._undo
+        elif hasattr(origin, "rate_scale") and _number(origin.iterations) > 0:
+            factor /= self.rate_factor**before  # saved by a fit like this one
+        self._enter(stage, first, self._origin, factor)
 
     def _enter(self, stage: int, epoch: int, old: Any, factor: float) -> None:
-        """Makes the model train what a stage trains, knowing what an optimizer has learned.
+        """Makes the model train what a stage trains, from its first epoch on.
 
-        Args:
-            stage: Its number.
-            epoch: Its first one.
-            old: The optimizer.
-            factor: Multiplies its learning rate.
+        It knows what the old optimizer learned, and has its learning rate times the factor.
         """
         model, chosen = self.model, self._choices[stage]
         self._stage = self._next = stage
@@ -291,7 +283,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
             names = [re.escape(self._blocks[i].name) for i in sorted(chosen)]
             models.unfreeze(model, names, batch_norm=self.batch_norm)
         else:
-            _unfreeze_groups(model, self._blocks, chosen, self.batch_norm)
+            models._set_trainable(model, True, "train")
+            for index, block in enumerate(self._blocks[:-1]):
+                for layer in block.layers:
+                    models._set_trainable(layer, index in chosen, self.batch_norm)
         variables = model.trainable_variables
         if not variables:
             raise ModelError(
@@ -299,19 +294,17 @@ class GradualUnfreezing(keras.callbacks.Callback):
                 "head out of groups."
             )
         shares = self._shares()
-        share = {
-            id(weight): shares[block.name] for block in self._blocks for weight in block.weights
-        }
-        rates = {weight.path: share.get(id(weight), 1.0) for weight in variables}
+        share = {id(x): shares[block.name] for block in self._blocks for x in block.weights}
+        rates = {x.path: share.get(id(x), 1.0) for x in variables}
         fresh: frozenset[int] = frozenset()
         for before, after in zip(self._choices, self._choices[1 : stage + 1], strict=False):
             fresh = (fresh | (after - before)) & after
-        newborn = {id(weight) for i in fresh for weight in self._blocks[i].weights}
+        newborn = {id(x) for i in fresh for x in self._blocks[i].weights}
         _replace_optimizer(
             model,
             old,
             rates=None if set(rates.values()) == {1.0} else rates,
-            newborn=[weight.path for weight in variables if id(weight) in newborn],
+            newborn=[x.path for x in variables if id(x) in newborn],
             warmup_steps=self.warmup_steps,
         )
         _multiply_rate(model.optimizer, factor)
@@ -319,21 +312,15 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._watch = None
         if self.monitor is not None and stage + 1 < len(self._choices):
             self._watch = keras.callbacks.EarlyStopping(
-                self.monitor,
-                min_delta=self.min_delta,
-                patience=self.patience,
-                mode=self.mode,
-                restore_best_weights=self.restore_best,
+                self.monitor, self.min_delta, self.patience, 0, self.mode, None, self.restore_best
             )
             self._watch.set_model(model)
             self._watch.on_train_begin()
 
     def _shares(self) -> dict[str, float]:
         """Returns each block's share of the learning rate."""
-        count = len(self._blocks)
-        return {
-            block.name: self.rate_decay ** (count - 1 - i) for i, block in enumerate(self._blocks)
-        }
+        from_the_head = enumerate(reversed(self._blocks))
+        return {block.name: self.rate_decay**depth for depth, block in from_the_head}
 
     def _stalled(self, epoch: int, logs: dict[str, Any]) -> bool:
         """Returns whether the figure has not got better for too long."""
@@ -344,8 +331,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
                 return False  # Of the epochs fit may validate only some.
             raise TrainingError(
                 f"GradualUnfreezing: monitor '{self.monitor}' is not reported"
-                f"{did_you_mean(self.monitor, logs) or ';'} this epoch's figures are "
-                f"{', '.join(logs)}."
+                f"{did_you_mean(self.monitor, logs) or ';'} the figures are {', '.join(logs)}."
             )
         self._monitored = True
         # EarlyStopping would stop the fit; of its decision we want to know only.
@@ -366,15 +352,13 @@ class GradualUnfreezing(keras.callbacks.Callback):
             for block in self._blocks
             if block.trainable and not any(id(x) in trained & moved for x in block.weights)
         ]
-        if not wrong and not still:
-            return
         parts = [f"{len(wrong)} frozen weights moved ({', '.join(wrong[:5])})"] if wrong else []
         parts += [f"nothing moved in {', '.join(still)}"] if still else []
-        raise TrainingError(
-            f"GradualUnfreezing: stage {self._stage + 1} failed its check: {'; '.join(parts)}. "
-            "Expected frozen weights to stay bit-identical and every trainable block to move; does "
-            "another callback set weights or flags, or is the learning rate 0?"
-        )
+        if parts:
+            raise TrainingError(
+                f"GradualUnfreezing: stage {self._stage + 1} failed its check: {'; '.join(parts)}. "
+                "Does another callback set weights or flags, or is the learning rate 0?"
+            )
 
     def _report(self, epoch: int) -> None:
         """Adds the stage that begins to the history."""
@@ -402,13 +386,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
 class StageRates(keras.callbacks.Callback):
     """Sets the learning rate before each batch, as a `StageSchedule` would.
 
-    The optimizer keeps a plain number as its learning rate, which a saved model holds without this
-    package. Each fit starts the schedule anew, `initial_epoch` in its place. What else sets the
-    rate, such as ReduceLROnPlateau or `GradualUnfreezing(rate_factor=...)`, is overwritten: there
-    compile with the schedule itself.
-
-    On JAX each change fetches the state of the fit back into the variables, which costs
-    milliseconds per batch in networks with hundreds of variables.
+    The optimizer keeps a plain number as its learning rate. Each fit starts anew; `initial_epoch`
+    begins where it belongs. What else sets the rate, such as ReduceLROnPlateau or
+    `GradualUnfreezing(rate_factor=...)`, is overwritten: there compile with the schedule itself.
+    On JAX each change costs milliseconds, to bring the state of the fit back into the variables.
 
     Args:
         decay: As in `optimizers.StageSchedule`.
@@ -432,43 +413,32 @@ class StageRates(keras.callbacks.Callback):
         warmup_epochs: float = 0.0,
     ) -> None:
         super().__init__()
-        if decay not in optimizers.SCHEDULES:
-            known = ", ".join(optimizers.SCHEDULES)
-            raise ValueError(f"decay: expected one of {known}, got {decay!r}.")
-        if epochs < 1 or (steps_per_epoch is not None and steps_per_epoch < 1):
-            raise ValueError("epochs, steps_per_epoch: expected 1 or more.")
+        optimizers.StageSchedule(decay, learning_rate, steps=1)  # refuses unknown decays
         if not 0.0 <= warmup_epochs < epochs:
-            raise ValueError(
-                f"warmup_epochs: expected 0 up to less than {epochs}, got {warmup_epochs}."
-            )
+            raise ValueError(f"warmup_epochs: expected 0 to below {epochs}, got {warmup_epochs}.")
         self.decay = decay
         self.learning_rate = learning_rate
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
         self.warmup_epochs = warmup_epochs
-        self._steps = 0
-        self._first_step = 0
+        self._steps = self._first_step = 0
         self._rates: list[float] = []
         self._set: float | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Works out the rate of every step."""
         optimizer = _inner(self.model.optimizer)
-        if not isinstance(getattr(optimizer, "_learning_rate", None), keras.Variable):
-            raise ModelError(
-                "StageRates: the optimizer has no learning rate that can be set; compile with one "
-                "optimizer whose learning_rate is a number."
-            )
-        if self.model.steps_per_execution != 1:
-            raise ModelError(
-                "StageRates: steps_per_execution runs several batches at one rate; compile with "
-                "steps_per_execution=1, or with optimizers.StageSchedule as the learning rate."
-            )
+        settable = isinstance(getattr(optimizer, "_learning_rate", None), keras.Variable)
         steps = self.steps_per_epoch or self.params.get("steps")
-        if not steps:
-            raise ModelError(
-                "StageRates: fit does not know its number of batches; pass steps_per_epoch."
-            )
+        problem = ""
+        if not settable:
+            problem = "the rate cannot be set; compile with one optimizer and a number as rate"
+        elif self.model.steps_per_execution != 1:
+            problem = "steps_per_execution gives several batches one rate; compile with 1"
+        elif not steps:
+            problem = "fit does not know its number of batches; pass steps_per_epoch"
+        if problem:
+            raise ModelError(f"StageRates: {problem}.")
         total = self.epochs * steps
         warmup_steps = min(round(self.warmup_epochs * steps), total - 1)
         schedule = optimizers.StageSchedule(self.decay, self.learning_rate, total, warmup_steps)
@@ -492,35 +462,29 @@ class StageRates(keras.callbacks.Callback):
 def _check(model: keras.Model) -> None:
     """Refuses what the callback cannot do."""
     backend = keras.backend.backend()
-    if backend not in ("tensorflow", "jax"):
-        raise ModelError(
-            f"GradualUnfreezing: the backend is {backend}; expected tensorflow or jax. Elsewhere "
-            "call models.unfreeze, compile and fit for each stage."
-        )
-    if model.optimizer is None:
-        raise ModelError("GradualUnfreezing: the model has no optimizer; compile it with one.")
+    several = False
     if backend == "jax":
         import jax
 
         several = jax.process_count() > 1 or keras.distribution.distribution() is not None
-    else:
+    elif backend == "tensorflow":
         several = model.distribute_strategy.num_replicas_in_sync > 1
-    if several:
-        raise ModelError(
-            "GradualUnfreezing: several devices or hosts train this model, and a fit over them "
-            "cannot change its optimizer; use one device, or compile and fit for each stage."
-        )
-    if not all(layer.built for layer in models.layers_of(model)):
-        raise ModelError(
-            f"GradualUnfreezing: model '{model.name}' is not built; call it once on a batch."
-        )
     paths = Counter(weight.path for weight in model.weights)
-    twice = [path for path, count in paths.items() if count > 1]
-    if twice:
-        raise ModelError(
-            f"GradualUnfreezing: model '{model.name}' has two weights of the path '{twice[0]}'; "
-            "give the layers of its nested models names of their own."
-        )
+    path, count = max(paths.items(), key=lambda item: item[1], default=("", 0))
+    alone = "fit each stage by itself"
+    problem = ""
+    if backend not in ("tensorflow", "jax"):
+        problem = f"the backend is {backend}, expected tensorflow or jax; {alone}"
+    elif model.optimizer is None:
+        problem = "the model has no optimizer; compile it with one"
+    elif several:
+        problem = f"a fit over several devices cannot change its optimizer; use one, or {alone}"
+    elif not all(layer.built for layer in models.layers_of(model)):
+        problem = f"model '{model.name}' is not built; call it once on a batch"
+    elif count > 1:
+        problem = f"{count} weights have the path '{path}'; give their layers other names"
+    if problem:
+        raise ModelError(f"GradualUnfreezing: {problem}.")
 
 
 def _units(model: keras.Model, names: tuple[str, ...] = ()) -> Iterator[tuple[Any, set[str]]]:
@@ -543,15 +507,12 @@ def _grouped(model: keras.Model, groups: Sequence[Sequence[str]]) -> list[Block]
     for number, patterns in enumerate(groups):
         for pattern in patterns:
             try:
-                found = [
-                    key
-                    for key, (_, names) in units.items()
-                    if any(re.fullmatch(pattern, name) for name in names)
-                ]
+                rule = re.compile(pattern)
             except re.error as error:
                 raise ModelError(
                     f"groups: '{pattern}' is no regular expression: {error}."
                 ) from None
+            found = [key for key, (_, names) in units.items() if any(map(rule.fullmatch, names))]
             if not found:
                 raise ModelError(
                     f"groups: '{pattern}' matches no layer of '{model.name}'"
@@ -566,21 +527,8 @@ def _grouped(model: keras.Model, groups: Sequence[Sequence[str]]) -> list[Block]
     members: list[list[Any]] = [[] for _ in range(len(groups) + 1)]
     for key, (layer, _) in units.items():
         members[home.get(key, len(groups))].append(layer)
-    *body, head = members
-    return [
-        *(Block(f"group_{number}", tuple(layers)) for number, layers in enumerate(body, 1)),
-        Block("head", tuple(layer for layer in head if layer.weights)),
-    ]
-
-
-def _unfreeze_groups(
-    model: keras.Model, blocks: Sequence[Block], chosen: frozenset[int], batch_norm: BatchNorm
-) -> None:
-    """Makes the head and the chosen groups trainable, the other groups frozen."""
-    models._set_trainable(model, True, "train")
-    for index, block in enumerate(blocks[:-1]):
-        for layer in block.layers:
-            models._set_trainable(layer, index in chosen, batch_norm)
+    titles = [*(f"group_{number + 1}" for number in range(len(groups))), "head"]
+    return [Block(title, tuple(layers)) for title, layers in zip(titles, members, strict=True)]
 
 
 def _replace_optimizer(
@@ -595,9 +543,8 @@ def _replace_optimizer(
     inner = _inner(old)
     if (
         old is model.optimizer
-        and old.built
-        and getattr(inner, "rates", "none") == rates
-        and (inner.newborn == newborn or not warmup_steps)
+        and model.train_function is not None
+        and (getattr(inner, "rates", ""), getattr(inner, "newborn", "")) == (rates, newborn)
         and inner.warmup_steps == warmup_steps
         and [id(x) for x in inner._trainable_variables] == [id(x) for x in variables]
     ):
@@ -612,10 +559,10 @@ def _replace_optimizer(
         model._compile_config.config["optimizer"] = new  # what `save` writes
     # JAX keeps the traces of a function as long as it lives, and finds the old one if the new
     # variables have the shapes of the old ones: evaluation would read the wrong weights.
-    model.train_function = None
     if keras.backend.backend() == "jax":
         model.test_function = model.predict_function = None
-    model.make_train_function(force=True)
+    model.train_function = None
+    model.make_train_function()
 
 
 def _multiply_rate(optimizer: keras.optimizers.Optimizer, factor: float) -> None:
@@ -629,18 +576,20 @@ def _multiply_rate(optimizer: keras.optimizers.Optimizer, factor: float) -> None
 
 def _states(model: keras.Model) -> set[int]:
     """Returns the ids of weights that no gradient reaches but that their layer moves itself."""
-    found: set[int] = set()
-    for layer in models.layers_of(model):
-        normalises = isinstance(layer, keras.layers.BatchNormalization)
-        if layer.trainable and (not normalises or models.statistics_move(layer)):
-            found |= {id(weight) for weight in layer._non_trainable_variables}
-    return found
+    return {
+        id(weight)
+        for layer in models.layers_of(model)
+        if layer.trainable
+        and (
+            not isinstance(layer, keras.layers.BatchNormalization) or models.statistics_move(layer)
+        )
+        for weight in layer._non_trainable_variables
+    }
 
 
 def _inner(optimizer: Any) -> Any:
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return optimizer.inner_optimizer
-    return optimizer
+    """Returns what a LossScaleOptimizer holds, any other optimizer itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _number(variable: Any) -> float:

@@ -194,7 +194,8 @@ def _needed(shape: Shape) -> str:
 
 def _unexpected(shape: Shape, value: object) -> str:
     message = f"expected {expected(shape)}, got {shown(value)}"
-    takes_text = str in (option.annotation for option in options(shape))
+    kinds = {option.annotation for option in options(shape)}
+    takes_text = str in kinds and not kinds & {int, float}
     if isinstance(value, str):
         return message + did_you_mean(value, names(shape))
     if takes_text and isinstance(value, int | float):
@@ -390,13 +391,15 @@ def _optimizers(values: Values) -> Iterator[Mistake]:
         places += (("train", "stages", i, "optimizer") for i in range(_stage_count(values)))
     for place in places:
         with suppress(_UnknownError):
+            clips: list[KeyPath] = [(*place, "global_clipnorm"), (*place, "clipnorm")]
+            if values(*place) is not None and all(values(*clip) for clip in clips):
+                message = "clip by clipnorm or by global_clipnorm; Keras takes one of them"
+                yield Mistake(tuple(clips), message)
+        with suppress(_UnknownError):
             if values(*place) is None:
                 continue
             name, momentum = values(*place, "name"), values(*place, "momentum")
             nesterov = values(*place, "nesterov")
-            if all(values(*place, key) for key in ("clipnorm", "global_clipnorm")):
-                message = "clip by clipnorm or by global_clipnorm; Keras takes one of them"
-                yield Mistake(((*place, "global_clipnorm"), (*place, "clipnorm")), message)
             if momentum is not None and name not in ("sgd", "rmsprop"):
                 message = f"optimizer '{name}' has no momentum; sgd and rmsprop have"
                 yield Mistake(((*place, "momentum"), (*place, "name")), message)
@@ -418,8 +421,8 @@ def _stages(values: Values) -> Iterator[Mistake]:
                 yield Mistake(((*stage, "warmup_epochs"), (*stage, "epochs")), message)
         with suppress(_UnknownError):
             blocks, row = values(*stage, "trainable_blocks"), _row(values)
-            if message := _blocks_mistake(blocks, row, "trainable_blocks"):
-                yield Mistake(((*stage, "trainable_blocks"), _NAME_PATH), message)
+            if said := _blocks_mistake(blocks, row, "trainable_blocks"):
+                yield Mistake(((*stage, "trainable_blocks"), _NAME_PATH), said)
 
 
 def _blocks_mistake(blocks: Any, row: Backbone, key: str) -> str | None:
@@ -459,8 +462,8 @@ def _strategy(values: Values) -> Iterator[Mistake]:
     with suppress(_UnknownError):
         blocks, row = values(*_STRATEGY_PATH, "blocks"), _row(values)
         path: KeyPath = (*_STRATEGY_PATH, "blocks")
-        if blocks is not None and (message := _blocks_mistake(blocks, row, "blocks") or ""):
-            yield Mistake((path, _NAME_PATH), message)
+        if blocks is not None and (said := _blocks_mistake(blocks, row, "blocks")):
+            yield Mistake((path, _NAME_PATH), said)
         name = values(*_STRATEGY_PATH, "name")
         if isinstance(blocks, tuple) and name in ("gradual", "progressive"):
             message = f"{name} counts blocks from the top; surgical takes names"

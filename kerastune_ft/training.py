@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -26,15 +25,18 @@ from kerastune_ft import (
     callbacks,
     devices,
     diagnosis,
-    files,
     interrupts,
     models,
     optimizers,
+    stage_callbacks,
+    states,
 )
 from kerastune_ft.checkpoints import Arrays, Checkpoints, Position, State
 from kerastune_ft.data import Splits, augmentation, images
-from kerastune_ft.errors import NotFiniteError, TrainingError
+from kerastune_ft.errors import NotFiniteError
+from kerastune_ft.history import History, audit_line, epoch_line, headline, show_epoch
 from kerastune_ft.stages import StagePlan, check, plan
+from kerastune_ft.states import save
 from kerastune_ft.stopping import Best, PlateauRate, StageStopping
 from kerastune_ft.tasks import TASKS, TaskRow
 
@@ -45,43 +47,6 @@ if TYPE_CHECKING:
     from kerastune_ft.runs import Run
 
 __all__ = ["History", "StagePlan", "check", "epoch_line", "plan", "save", "train"]
-
-
-@dataclass
-class History:
-    """What happened: one row per epoch, one audit per stage.
-
-    Args:
-        rows: See `callbacks.EpochRows`.
-        audits: Stage name to audit report.
-        stopped_early: Names of stages that ended before their last epoch.
-        best_epoch: Number of the epoch whose weights the run keeps, None for the last.
-        averaging: What averaging of weights did.
-        warnings: What went wrong on the way, a sentence each.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    audits: dict[str, callbacks.AuditReport] = field(default_factory=dict)
-    stopped_early: list[str] = field(default_factory=list)
-    best_epoch: int | None = None
-    averaging: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def record(self) -> dict[str, Any]:
-        """Returns it for `json`."""
-        return {
-            "rows": self.rows,
-            "audits": {name: report.record() for name, report in self.audits.items()},
-            "stopped_early": self.stopped_early,
-            "best_epoch": self.best_epoch,
-            "warnings": self.warnings,
-        }
-
-    @classmethod
-    def of(cls, record: dict[str, Any]) -> History:
-        """Returns what `record` said."""
-        audits = {n: callbacks.AuditReport.of(report) for n, report in record["audits"].items()}
-        return cls(**{**record, "audits": audits})
 
 
 def train(
@@ -184,7 +149,7 @@ class _Training:
         if self.best and self.best.epochs and stopping and stopping.restore_best_weights:
             epoch = self.best.epochs[0][0]
             if epoch != self.history.best_epoch or epoch != self.history.rows[-1]["epoch"]:
-                set_weights(self.model, self.store.epoch(epoch))
+                states.set_weights(self.model, self.store.epoch(epoch))
             self.history.best_epoch = epoch
 
     def _average(self) -> None:
@@ -218,16 +183,16 @@ class _Training:
         """Puts the last good weights in place and saves them; returns a sentence on it."""
         if self.best and self.best.epochs:
             epoch, value = self.best.epochs[0]
-            set_weights(self.model, self.store.epoch(epoch))
+            states.set_weights(self.model, self.store.epoch(epoch))
             said = f"the best epoch, {epoch} ({self.best.monitor} {value:.4f})"
         else:
             state = self.store.newest()
             if state is None:
                 return "Nothing was trained before that."
             weights = {k: v for k, v in state.arrays.items() if k.startswith("model/")}
-            _assign(dict(_named("model", self.model.variables)), weights)
+            states.assign(dict(states.named("model", self.model.variables)), weights)
             said = f"step {state.position.updates}"
-        save(self.model, self.run)
+        states.save(self.model, self.run)
         return f"The weights of {said} are in {self.run.model_path}."
 
     def _data(self, split: Any, **options: Any) -> Any:
@@ -276,7 +241,7 @@ class _StageRun:
 
     def begin(self, state: State | None) -> None:
         """Sets what trains and compiles; from a checkpoint also takes everything back."""
-        training, stage = self.training, self.plan.stage
+        training = self.training
         train_ = training.recipe.train
         self.plan.enter(self.model)
         self.optimizer = self._optimizer()
@@ -299,10 +264,10 @@ class _StageRun:
             self._take_back(state)
         touched = [name for name in self.plan.trainable_blocks if name != "head"]
         if train_.averaging.wise_ft is not None and touched and training.start is None:
-            training.store.keep_epoch(0, get_weights(self.model))
+            training.store.keep_epoch(0, states.get_weights(self.model))
             # A head that nothing has trained yet is nothing to go back to.
             training.start = "whole" if self.number else "backbone"
-        training.console.print(_headline(self.number + 1, len(training.plans), self.plan))
+        training.console.print(headline(self.number + 1, len(training.plans), self.plan))
 
     def _optimizer(self) -> keras.optimizers.Optimizer:
         stage, train_ = self.plan.stage, self.training.recipe.train
@@ -323,20 +288,20 @@ class _StageRun:
         optimizer.build(self.model.trainable_variables)
         return optimizer
 
-    def _callbacks(self, train_: Train) -> _StageCallbacks:
+    def _callbacks(self, train_: Train) -> stage_callbacks.StageCallbacks:
         training, plan_ = self.training, self.plan
         self.bar = callbacks.ProgressBar(training.console, self.epochs.stop, plan_.steps)
         receivers: list[Callable[[dict[str, Any]], None]] = [
             training.history.rows.append,
             lambda row: training.run.write_table(training.run.history_path, training.history.rows),
-            functools.partial(_show_epoch, training.console, self.epochs.stop),
+            functools.partial(show_epoch, training.console, self.epochs.stop),
             lambda row: training.run.write_status(
                 "running", stage=row["stage"], epoch=row["epoch"]
             ),
         ]
         self.nan = callbacks.StopOnNaN(plan_.name)
         self.rows = callbacks.EpochRows(plan_.name, len(training.splits.train), receivers)
-        self.watchers = [
+        self.watchers: list[StageStopping | PlateauRate] = [
             *_early_stopping(train_, training.task, plan_.stopping(train_)),
             *_plateau(train_, training.task, plan_),
         ]
@@ -347,10 +312,12 @@ class _StageRun:
             self.rows,
             *self.watchers,
             *_tensorboard(train_, training.run),
-            _Keeper(self),
+            stage_callbacks.Keeper(self),
             self.audit,
         ]
-        return _StageCallbacks(listed, add_history=True, model=self.model, epochs=self.epochs.stop)
+        return stage_callbacks.StageCallbacks(
+            listed, add_history=True, model=self.model, epochs=self.epochs.stop
+        )
 
     def train(self) -> None:
         """Trains the epochs that are left, and audits."""
@@ -373,7 +340,7 @@ class _StageRun:
         stopped = self.epoch < self.epochs.stop
         if stopped and self.name not in training.history.stopped_early:
             training.history.stopped_early.append(self.name)
-        training.console.print(_audit_line(training.history.audits[self.name], stopped))
+        training.console.print(audit_line(training.history.audits[self.name], stopped))
         self.average.adopt()
 
     def _fit(self) -> None:
@@ -403,7 +370,8 @@ class _StageRun:
         )
         if self.metrics:
             self._build_metrics(stream)
-        self.model.fit(
+        model = self.model
+        model.fit(
             stream,
             steps_per_epoch=steps,
             initial_epoch=epochs.start,
@@ -439,14 +407,14 @@ class _StageRun:
         callbacks.sync(self.model)
         training, model = self.training, self.model
         with self.average.out():
-            arrays = _values("model", model.variables)
+            arrays = states.values("model", model.variables)
             arrays |= {
-                f"optimizer/{name}": _array(v)
+                f"optimizer/{name}": states.array_of(v)
                 for name, v in optimizers.slots(self.optimizer).items()
             }
         # They begin anew with every epoch, and in validation they are those of validation.
         if self.first_step and not at_validation:
-            arrays |= _values("metric", model.metrics_variables)
+            arrays |= states.values("metric", model.metrics_variables)
         if not all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"):
             return
         epochs = [epoch for epoch, _ in training.best.epochs] if training.best else []
@@ -469,9 +437,9 @@ class _StageRun:
 
     def _take_back(self, state: State) -> None:
         position, notes = state.position, state.notes
-        _assign(
+        states.assign(
             {
-                **dict(_named("model", self.model.variables)),
+                **dict(states.named("model", self.model.variables)),
                 **{f"optimizer/{n}": v for n, v in optimizers.slots(self.optimizer).items()},
             },
             {k: v for k, v in state.arrays.items() if not k.startswith("metric/")},
@@ -491,7 +459,7 @@ class _StageRun:
     def begin_epoch(self) -> None:
         """Puts back what Keras resets when an epoch begins."""
         if self.metrics:
-            _assign(dict(_named("metric", self.model.metrics_variables)), self.metrics)
+            states.assign(dict(states.named("metric", self.model.metrics_variables)), self.metrics)
             self.metrics = {}
 
     def end_batch(self) -> None:
@@ -544,8 +512,8 @@ class _StageRun:
         best = training.best
         with self.average.inside():
             if best and best.monitor in logs and best.offer(self.epoch, logs[best.monitor]):
-                training.store.keep_epoch(self.epoch, get_weights(self.model))
-            save(self.model, training.run)
+                training.store.keep_epoch(self.epoch, states.get_weights(self.model))
+            states.save(self.model, training.run)
         said = diagnosis.divergence(training.history.rows)
         if said:
             training.history.warnings.append(said)
@@ -555,155 +523,6 @@ class _StageRun:
         interrupts.check(self.save)
         if self.due():
             self.save()
-
-
-class _StageCallbacks(keras.callbacks.CallbackList):
-    """A stage's callbacks, whose training begins and ends with the stage and not with every fit."""
-
-    def begin(self) -> None:
-        """Tells them that the stage begins."""
-        self.saved = time.monotonic()
-        super().on_train_begin()
-
-    def finish(self) -> None:
-        """Tells them that the stage has ended."""
-        super().on_train_end()
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Is called by every fit."""
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Is called by every fit."""
-
-
-class _FilledLoss(keras.callbacks.Callback):
-    """Takes out of the validation loss what examples add that only fill a batch up.
-
-    They weigh nothing, but Keras divides by their number too.
-
-    Args:
-        share: Examples with them, over examples.
-    """
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = share
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Corrects it, before anybody looks."""
-        if logs and "val_loss" in logs:
-            logs["val_loss"] *= self.share
-
-
-class _Keeper(keras.callbacks.Callback):
-    """Tells the stage what happens."""
-
-    def __init__(self, stage: _StageRun) -> None:
-        super().__init__()
-        self.stage = stage
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Passes it on."""
-        self.stage.begin_epoch()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Passes it on."""
-        self.stage.end_batch()
-
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Passes it on."""
-        self.stage.begin_validation()
-
-    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Stops if a signal came in."""
-        interrupts.check(functools.partial(self.stage.save, at_validation=True))
-
-    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Passes it on."""
-        self.stage.end_validation()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Passes it on."""
-        self.stage.end_epoch({name: float(value) for name, value in (logs or {}).items()})
-
-
-def save(model: keras.Model, run: Run) -> None:
-    """Writes a run's `model.keras`: the network alone, which loads without this package.
-
-    What `compile` added is left out: the optimizer's schedule is a class of this package, and its
-    slots would triple the file.
-
-    Args:
-        model: Made by a builder.
-        run: Where to.
-
-    Raises:
-        TrainingError: If the disk is full; the file that was there before is whole.
-    """
-    callbacks.sync(model)
-    bare = keras.Model(model.inputs, model.outputs, name=model.name)
-    try:
-        with files.replacing(run.model_path) as path:
-            bare.save(path)
-    except OSError as error:
-        raise TrainingError(
-            f"'{run.model_path}' cannot be written: {error.strerror or error}; what was written "
-            f"before is whole. Make room, then 'kft resume {run.path}'."
-        ) from error
-
-
-def get_weights(model: keras.Model) -> Arrays:
-    """Returns a model's weights by place, for `set_weights`."""
-    return _values("weight", model.weights)
-
-
-def set_weights(model: keras.Model, arrays: Arrays) -> None:
-    """Puts weights back that `get_weights` returned of the same network."""
-    _assign(dict(_named("weight", model.weights)), arrays)
-
-
-def _named(kind: str, variables: list[keras.Variable]) -> Iterator[tuple[str, keras.Variable]]:
-    """Names variables by place: automatic names depend on what a process built before."""
-    return ((f"{kind}/{number}", variable) for number, variable in enumerate(variables))
-
-
-def _values(kind: str, variables: list[keras.Variable]) -> Arrays:
-    return {name: _array(variable) for name, variable in _named(kind, variables)}
-
-
-def _array(variable: keras.Variable) -> Any:
-    return np.array(keras.ops.convert_to_numpy(variable))
-
-
-def _assign(variables: dict[str, keras.Variable], arrays: Arrays) -> None:
-    if variables.keys() != arrays.keys() or any(
-        tuple(variables[name].shape) != array.shape for name, array in arrays.items()
-    ):
-        raise TrainingError(
-            "the checkpoint is of another network or of another version of kerastune-ft; start "
-            "the run again under another name."
-        )
-    for name, array in arrays.items():
-        variables[name].assign(array)
-
-
-def epoch_line(row: dict[str, Any], last_epoch: int) -> str:
-    """Returns an epoch's row as one line for a terminal."""
-    figures = [
-        f"{name} {value:.4f}"
-        for name, value in row.items()
-        if name not in ("epoch", "stage", "learning_rate", "seconds", "examples_per_second")
-    ]
-    remaining = (last_epoch - row["epoch"]) * row["seconds"]
-    return (
-        f"  epoch {row['epoch']:>2}/{last_epoch}  {'  '.join(figures)}  "
-        f"rate {row['learning_rate']:.2g}  {row['examples_per_second']:.0f} examples/s  "
-        f"{_duration(row['seconds'])}" + (f"  {_duration(remaining)} left" if remaining else "")
-    )
-
-
-def _show_epoch(console: Console, last_epoch: int, row: dict[str, Any]) -> None:
-    console.print(epoch_line(row, last_epoch))
 
 
 def _mode(monitor: str, task: TaskRow) -> Any:
@@ -732,7 +551,7 @@ def _corrected(examples: int, training: _Training) -> list[keras.callbacks.Callb
     parts = training.machine.parts
     last = examples % training.recipe.data.batch_size
     filled = -last % parts
-    return [_FilledLoss((examples + filled) / examples)] if filled else []
+    return [stage_callbacks.FilledLoss((examples + filled) / examples)] if filled else []
 
 
 def _tensorboard(train: Train, run: Run) -> list[keras.callbacks.Callback]:
@@ -746,27 +565,3 @@ def _record_audit(run: Run, history: History, name: str, audit: callbacks.Freeze
         history.audits[name] = audit.report
         records = {stage: report.record() for stage, report in history.audits.items()}
         run.write_json("audit", records)
-
-
-def _headline(number: int, stages: int, stage_plan: StagePlan) -> str:
-    stage = stage_plan.stage
-    return (
-        f"[bold]stage {number}/{stages}[/]  {stage_plan.name}: "
-        f"{len(stage_plan.trainable_blocks) - 1} blocks and the head, "
-        f"{stage_plan.trainable_parameters:,} parameters train; up to {stage.epochs} epochs of "
-        f"{stage_plan.steps} steps at {stage.learning_rate:g}, {stage.schedule}"
-    )
-
-
-def _audit_line(report: callbacks.AuditReport, stopped_early: bool) -> str:
-    early = "stopped early; " if stopped_early else ""
-    return (
-        f"  {early}audit passed: {report.frozen} frozen weights bit-identical, "
-        f"{report.trained - len(report.trained_still)} of {report.trained} trained weights moved"
-        + (f", {report.statistics} batch-norm statistics free" if report.statistics else "")
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -7,8 +7,6 @@ run.read_json("scores")["test"]["accuracy"]
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,13 +26,14 @@ from kerastune_ft import (
     interrupts,
     models,
     predictions,
-    strategies,
+    rate_finder,
+    resuming,
     training,
 )
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
 from kerastune_ft.checkpoints import Checkpoints, State
-from kerastune_ft.errors import KftError, RecipeError, RunError
+from kerastune_ft.errors import KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.runs import Run
 from kerastune_ft.tasks import TASKS
@@ -81,13 +80,13 @@ def fit(
         if recipe.train.hosts > 1 and name is None:
             raise RunError("train.hosts: several hosts work on one run; give it a --name.")
         if resume:
-            former = _former_run(recipe, Path(runs_dir), name, default_name)
+            former = resuming.former_run(recipe, Path(runs_dir), name, default_name)
             if former is not None:
                 return _resume(former, console)
         devices_ = _prepare(recipe)
         console = _own(console, devices_)
         with _new_run(runs_dir, name, default_name, devices_) as run, run.locked():
-            recipe = _resolved(recipe)
+            recipe = resuming.resolved(recipe)
             splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
             _show_data(console, splits)
             training.check(recipe, splits)
@@ -95,11 +94,13 @@ def fit(
             with devices_.scope():
                 model = build(recipe, splits)
             _take_over_head(console, recipe, model, splits)
-            recipe = _with_stages(recipe, model)
+            recipe = resuming.with_stages(recipe, model)
             _show_plan(console, recipe, model, splits, devices_)
             _record_beginning(run, recipe, splits)
         with run.locked():
             _carry_out(run, recipe, model, splits, devices_, None, console)
+        if devices_.rank:
+            run.discard()
     return run
 
 
@@ -133,17 +134,17 @@ def _resume(run: Run, console: Console) -> Run:
         store = Checkpoints(run.checkpoints_path, recipe.train.checkpoint.keep)
         # Hosts meet in `_prepare`: all have read by then what the first one is going to replace.
         state = store.newest(lambda line: console.print(f"  [yellow]warning[/]  {escape(line)}"))
-        copied = _copied(run) if recipe.train.hosts > 1 else None
+        copied = resuming.copied(run) if recipe.train.hosts > 1 else None
         devices_ = _prepare(recipe)
         if devices_.rank:
             assert copied is not None
             run = copied
         console = _own(console, devices_)
         stack.enter_context(run.locked())
-        _show_changes(console, run)
+        resuming.show_changes(console, run)
         splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
         _show_data(console, splits)
-        _check_same_data(run, splits)
+        resuming.check_same_data(run, splits)
         if state is None:
             _fetch_weights(recipe, console)
         with devices_.scope():
@@ -151,8 +152,10 @@ def _resume(run: Run, console: Console) -> Run:
             model = build(recipe if state is None else _without_weights(recipe), splits)
         if state is None:
             _take_over_head(console, recipe, model, splits)
-        console.print(f"[bold]resuming[/] {escape(str(run.path))} {_where(state)}")
+        console.print(f"[bold]resuming[/] {escape(str(run.path))} {resuming.where(state)}")
         _carry_out(run, recipe, model, splits, devices_, state, console)
+    if devices_.rank:
+        run.discard()
     return run
 
 
@@ -173,7 +176,6 @@ def _carry_out(
             training.save(model, run)
         devices.finish()
         if devices_.rank:
-            run.discard()
             return
         if devices_.parts > 1:  # a split may be too small to be shared
             devices.alone()
@@ -186,79 +188,6 @@ def _carry_out(
 def _own(console: Console, devices_: devices.Devices) -> Console:
     """Returns where this host prints: only the first one does."""
     return Console(quiet=True) if devices_.rank else console
-
-
-def _copied(run: Run) -> Run:
-    """Returns a copy of a run for a host that is not the first, which works on the run itself."""
-    folder = Path(tempfile.mkdtemp(prefix="kft-")) / run.name
-    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("logs", "step-*", ".*"))
-    return Run(folder)
-
-
-def _former_run(recipe: Recipe, runs_dir: Path, name: str | None, default: str) -> Run | None:
-    """Returns the run that `--resume` means, None if there is none to go on with."""
-    if name is not None:
-        folder = runs_dir / name
-        if not folder.is_dir():
-            return None
-        run = Run(folder)
-        if not run.recipe_path.is_file():  # killed before it had read its data
-            run.discard()
-            return None
-        changed = _changed(recipe, run)
-        if changed:
-            raise RunError(
-                f"run '{folder}' has another recipe ({', '.join(changed[:5])} differ); 'kft resume "
-                f"{folder}' goes on with its own, another --name starts anew."
-            )
-        return run
-    for folder in sorted(runs_dir.glob(f"{default}*"), key=lambda path: path.stat().st_mtime)[::-1]:
-        run = Run(folder)
-        numbered = re.fullmatch(rf"{re.escape(default)}(-\d+)?", folder.name)
-        begun = numbered and run.recipe_path.is_file() and run.state != "finished"
-        if begun and not _changed(recipe, run):
-            return run
-    return None
-
-
-def _changed(recipe: Recipe, run: Run) -> list[str]:
-    """Returns the keys in which a recipe differs from that of a run."""
-    try:
-        theirs = recipes.load(run.recipe_path)
-    except RecipeError as error:
-        raise RunError(f"run '{run.path}': its recipe cannot be read: {error}") from error
-    ours = _resolved(recipe)
-    row = backbones.get(recipe.backbone.name)
-    if row.cuts:
-        ours = _expanded(ours, len(row.cuts))
-    pairs = (dict(_flat(side.model_dump())) for side in (ours, theirs))
-    one, other = pairs
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    if not row.cuts:  # how many stages a strategy writes is known when the network is built
-        keys = [key for key in keys if not key.startswith(("train.stages", "train.strategy"))]
-    return keys
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items:
-        if isinstance(inner, dict | tuple | list) and inner:
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
-
-
-def _with_stages(recipe: Recipe, model: keras.Model) -> Recipe:
-    """Writes out the stages of a strategy: a run's recipe says all that it does."""
-    return _expanded(recipe, len(models.blocks(model)) - 1)
-
-
-def _expanded(recipe: Recipe, blocks: int) -> Recipe:
-    train = recipe.train
-    if train.strategy is None:
-        return recipe
-    update = {"strategy": None, "stages": strategies.stages(train, blocks)}
-    return recipe.model_copy(update={"train": train.model_copy(update=update)})
 
 
 def _prepare(recipe: Recipe) -> devices.Devices:
@@ -281,45 +210,6 @@ def _without_weights(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"backbone": choice})
 
 
-def _where(state: State | None) -> str:
-    if state is None:
-        return "from the beginning: it was stopped before its first checkpoint"
-    at = state.position
-    if at.stage_done:
-        return f"after stage '{state.notes['stage']}'"
-    return f"in stage '{state.notes['stage']}', epoch {at.epoch + 1}, after {at.step} steps"
-
-
-def _check_same_data(run: Run, splits: Splits) -> None:
-    before = run.read_json("data")["split_fingerprint"]
-    if splits.fingerprint != before:
-        raise RunError(
-            f"run '{run.path}': the data are no longer those it began with (fingerprint "
-            f"{splits.fingerprint[:12]}, expected {before[:12]}); put them back, or start "
-            "a new run."
-        )
-
-
-def _show_changes(console: Console, run: Run) -> None:
-    """Warns if versions are others than when the run began."""
-    now, before = devices.environment(), run.read_json("environment")
-    changed = [
-        f"{name} {before['versions'].get(name)} -> {version}"
-        for name, version in now["versions"].items()
-        if before["versions"].get(name) != version
-    ]
-    changed += [
-        f"{key} {before.get(key)} -> {now[key]}"
-        for key in ("backend", "devices", "platform")
-        if before.get(key) != now[key]
-    ]
-    if changed:
-        said = escape(", ".join(changed))
-        console.print(
-            f"  [yellow]warning[/]  not as when the run began: {said}; results may differ"
-        )
-
-
 def plan(recipe: Recipe, console: Console) -> None:
     """Prints what `fit` would do: data, stages, trainable parameters, rates, steps.
 
@@ -331,7 +221,7 @@ def plan(recipe: Recipe, console: Console) -> None:
         console: Where to.
     """
     devices_ = _prepare(recipe)
-    recipe = _resolved(recipe)
+    recipe = resuming.resolved(recipe)
     splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
     _show_data(console, splits)
     training.check(recipe, splits)
@@ -340,7 +230,7 @@ def plan(recipe: Recipe, console: Console) -> None:
         choice = choice.model_copy(update={"weights": "none"})
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
     _take_over_head(console, recipe, model, splits)
-    _show_plan(console, _with_stages(recipe, model), model, splits, devices_)
+    _show_plan(console, resuming.with_stages(recipe, model), model, splits, devices_)
     _show_missing_weights(console, recipe)
 
 
@@ -351,7 +241,7 @@ def stages_text(recipe: Recipe) -> str:
     if not count:  # of a preset the blocks are found in its graph
         network = models.image_classifier(row.name, 2, weights="none")
         count = len(models.blocks(network)) - 1
-    return recipes.dump_stages(_expanded(recipe, count))
+    return recipes.dump_stages(resuming.expanded(recipe, count))
 
 
 def build(recipe: Recipe, splits: Splits) -> keras.Model:
@@ -481,22 +371,6 @@ def _recorded(run: Run, model: keras.Model, console: Console) -> Iterator[None]:
         run.write_status("failed", error=str(error))
         raise
     run.write_status("finished")
-
-
-def _resolved(recipe: Recipe) -> Recipe:
-    """Writes out the defaults that depend on the backbone."""
-    row = backbones.get(recipe.backbone.name)
-    alpha = recipe.backbone.alpha if recipe.backbone.alpha or not row.alphas else 1.0
-    height, width = recipe.backbone.side
-    size: Any = height if height == width else (height, width)
-    if row.family == backbones.HUB and recipe.backbone.image_size is None:
-        from kerastune_ft.backbones import hub
-
-        size = hub.image_size(row) or size
-    choice = recipe.backbone.model_copy(
-        update={"image_size": size, "alpha": alpha, "weights": recipe.backbone.tag}
-    )
-    return recipe.model_copy(update={"backbone": choice})
 
 
 def _record_beginning(run: Run, recipe: Recipe, splits: Splits) -> None:
@@ -701,3 +575,73 @@ def _show_scores(console: Console, run: Run, recipe: Recipe, scores: dict[str, A
     ):
         if path.exists():
             console.print(f"  {path.name:<28}{meaning}", highlight=False)
+
+
+def find_rates(
+    recipe: Recipe,
+    console: Console,
+    *,
+    stage: str | int | None = None,
+    steps: int = 100,
+    lowest: float = 1e-7,
+    highest: float = 1.0,
+    run: str | Path | None = None,
+    output: str | Path | None = None,
+) -> list[rate_finder.Curve]:
+    """Makes the learning-rate range test of a recipe's stages, on one device.
+
+    Args:
+        recipe: From `recipe.load`.
+        console: Shows what happens.
+        stage: Name or number, from 1, of one stage; None for all.
+        steps: Updates per stage, 10 or more.
+        lowest: Rate of the first update.
+        highest: Rate of the last update.
+        run: A run of the same network and outputs whose model every stage starts from; None for
+            what `fit` would start from.
+        output: A folder for `lr_find.csv` and `lr_find.png`; None for none.
+
+    Raises:
+        KftError: On a user's mistake.
+    """
+    rate_finder.check(steps, lowest, highest)
+    alone = recipe.train.model_copy(update={"replicas": 1, "hosts": 1})
+    recipe = resuming.resolved(recipe.model_copy(update={"train": alone}))
+    _prepare(recipe)
+    splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
+    _show_data(console, splits)
+    training.check(recipe, splits)
+    if run is None:
+        _fetch_weights(recipe, console)
+        model = build(recipe, splits)
+        _take_over_head(console, recipe, model, splits)
+    else:
+        model = predictions.load_model(Run.open(run))
+        _check_same_network(Path(run), model, recipe, splits)
+    curves = rate_finder.find(
+        model,
+        recipe,
+        splits,
+        stage=stage,
+        steps=steps,
+        lowest=lowest,
+        highest=highest,
+        show=lambda name: console.print(f"  trying rates of stage '{escape(name)}' ..."),
+    )
+    if output is not None:
+        rate_finder.write(curves, Path(output) / "lr_find.csv")
+        figures.draw_rate_curves(curves, Path(output) / "lr_find.png", recipe.backbone.name)
+    return curves
+
+
+def _check_same_network(path: Path, model: keras.Model, recipe: Recipe, splits: Splits) -> None:
+    former, outputs = predictions.contract(Run.open(path))
+    choice = recipe.backbone
+    theirs = (former.task.name, models.backbone_of(model)[1].name, model.input_shape[1:])
+    ours = (recipe.task.name, choice.name, (*choice.side, choice.channels))
+    if theirs != ours or outputs.names != splits.outputs.names:
+        raise RunError(
+            f"run '{path}': its model is for {theirs} and {', '.join(outputs.names[:5])}, the "
+            f"recipe's for {ours} and {', '.join(splits.outputs.names[:5])}; give a run of this "
+            "recipe, or leave --run out."
+        )

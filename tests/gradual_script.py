@@ -5,6 +5,7 @@ KERAS_BACKEND=jax python tests/gradual_script.py
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sys
@@ -514,7 +515,7 @@ def a_fit_with_initial_epoch_goes_on_where_the_last_one_ended():
 
 
 def backup_and_restore_resumes_weights_and_stage():
-    x, y = pictures()
+    data = pictures()
 
     class Crash(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -531,10 +532,8 @@ def backup_and_restore_resumes_weights_and_stage():
                     unfreezing = GradualUnfreezing(groups=GROUPS, epochs_per_stage=2)
                     backup = keras.callbacks.BackupAndRestore(folder)
                     both = [unfreezing, backup] if order == "before" else [backup, unfreezing]
-                    try:
-                        model.fit(x, y, epochs=5, callbacks=[*both, record, *crash], **PLAIN)
-                    except KeyboardInterrupt:
-                        pass
+                    with contextlib.suppress(KeyboardInterrupt):
+                        model.fit(*data, epochs=5, callbacks=[*both, record, *crash], **PLAIN)
                     return unfreezing
 
                 crash, first, second = Crash(), Record(), Record()

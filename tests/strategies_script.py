@@ -28,17 +28,31 @@ from kerastune_ft.runs import Run
 STEPS, BATCH = 3, 8
 STATISTICS = ("moving_mean", "moving_variance")
 
-# By name: a strategy with its defaults where nothing else is said. Three epochs are enough for a
-# head and two deeper stages.
+# By name: a strategy. Three epochs are enough for a head and two deeper stages; the backward pass
+# through the lowest blocks is what takes long to trace, so not every strategy goes down to them.
 RUNS = {
     **{name: {"name": name, "epochs": 3} for name in strategies.STRATEGIES},
     "gradual": {"name": "gradual", "epochs": 4, "rate_decay": 0.9},
+    "progressive": {"name": "progressive", "epochs": 3, "blocks": 5, "schedule": "constant"},
+    "discriminative": {"name": "discriminative", "epochs": 2, "blocks": 4},
     "surgical affine": {"name": "surgical", "epochs": 2, "batch_norm": "affine"},
     "surgical train": {"name": "surgical", "epochs": 2, "batch_norm": "train"},
     "surgical names": {
         "name": "surgical",
         "epochs": 2,
         "blocks": ["conv_pw_11_relu", "conv_pw_13_.*"],
+    },
+}
+SLOW_RUNS = {
+    "gradual one by one": {"name": "gradual", "epochs": 8, "step": 1, "batch_norm": "affine"},
+    "progressive to all": {"name": "progressive", "epochs": 6, "batch_norm": "train"},
+    "discriminative to all": {"name": "discriminative", "epochs": 2, "batch_norm": "affine"},
+    "bitfit of the top": {"name": "bitfit", "epochs": 2, "blocks": 3, "batch_norm": "train"},
+    "surgical at the bottom": {
+        "name": "surgical",
+        "epochs": 3,
+        "blocks": ["conv1_relu", "conv_pw_1_relu"],
+        "batch_norm": "affine",
     },
 }
 
@@ -70,17 +84,23 @@ class Ran:
 
 @dataclass
 class Record:
-    """A whole run: its stages, its history, its model and, if asked for, every step's weights."""
+    """A whole run: its stages, history and model, the error that ended it, weights on the way."""
 
     stages: list[Ran]
     history: training.History
     model: keras.Model
     steps: list[dict[str, np.ndarray]] = field(default_factory=list)
     validated: list[dict[str, np.ndarray]] = field(default_factory=list)
+    error: str = ""
 
 
 def values(model):
     return {path: array(weight) for _, path, weight in models.named_weights(model)}
+
+
+def kind(path):
+    """Returns what Keras calls a weight, such as `kernel`."""
+    return path.rpartition("/")[2]
 
 
 def array(variable):
@@ -202,8 +222,7 @@ def recorded(ran, steps, validated):
     def begin_validation(whole):
         def call(stage):
             whole(stage)
-            if validated is not None:
-                validated.append(values(stage.model))
+            validated.append(values(stage.model))
 
         return call
 
@@ -217,17 +236,21 @@ def recorded(ran, steps, validated):
         yield
 
 
-def fit(recipe, parts=None, every_step=False, model=None):
-    """Trains the small model as a recipe says and returns the record."""
-    model = model or small_model()
-    record = Record([], training.History(), model)
+def fit(recipe, parts=None, every_step=False, run=None):
+    """Trains the small model as a recipe says and returns the record, also of a broken-off run."""
+    record = Record([], training.History(), small_model())
     steps = record.steps if every_step else None
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(folder, "one")
-        with recorded(record.stages, steps, record.validated if every_step else None):
+    with contextlib.ExitStack() as stack:
+        if run is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            run = Run.create(folder, "one")
+        stack.enter_context(recorded(record.stages, steps, record.validated))
+        try:
             record.history = training.train(
-                model, recipe, parts or splits(), run, Console(quiet=True)
+                record.model, recipe, parts or splits(), run, Console(quiet=True)
             )
+        except NotFiniteError as error:
+            record.error = str(error)
     return record
 
 
@@ -235,7 +258,7 @@ def fit(recipe, parts=None, every_step=False, model=None):
 def record_of(name):
     """Returns the record of one of `RUNS`; every check looks at the same run."""
     keras.utils.set_random_seed(0)
-    return fit(make_recipe(strategy=RUNS[name]))
+    return fit(make_recipe(strategy={**RUNS, **SLOW_RUNS}[name]))
 
 
 def planned(model, stage):
@@ -249,13 +272,12 @@ def planned(model, stage):
         own = {name for name in names if any(re.fullmatch(p, name) for p in patterns)}
     found = set()
     for block, path, _ in models.named_weights(model):
-        kind = path.rpartition("/")[2]
-        if kind in STATISTICS:
+        if kind(path) in STATISTICS:
             moves = stage.batch_norm == "train"
         elif stage.parameters == "biases":
-            moves = kind in ("bias", "beta")
+            moves = kind(path) in ("bias", "beta")
         else:
-            moves = kind not in ("gamma", "beta") or stage.batch_norm != "frozen"
+            moves = kind(path) not in ("gamma", "beta") or stage.batch_norm != "frozen"
         if block == "head" or (block in own and moves):
             found.add(path)
     return found
@@ -288,8 +310,8 @@ def frozen_weights_and_statistics_are_bit_identical(record):
     for path, before in first.items():
         if path not in ever:
             assert before.tobytes() == last[path].tobytes(), path
-        if path.rpartition("/")[2] in STATISTICS:
-            assert (path in ever) == any(ran.stage.batch_norm == "train" for ran in record.stages)
+    if not any(ran.stage.batch_norm == "train" for ran in record.stages):
+        assert not any(kind(path) in STATISTICS for path in ever)
 
 
 def the_plan_counts_the_numbers_that_move(record):
@@ -299,7 +321,7 @@ def the_plan_counts_the_numbers_that_move(record):
         sizes = [
             array(weight).size
             for _, path, weight in models.named_weights(record.model)
-            if path in paths and path.rpartition("/")[2] not in STATISTICS
+            if path in paths and kind(path) not in STATISTICS
         ]
         assert count == sum(sizes), (ran.name, count, sum(sizes))
         holders = dict.fromkeys(
@@ -313,7 +335,7 @@ def every_audit_passes_and_none_is_missing(record):
     assert list(audits) == [ran.name for ran in record.stages]
     for ran in record.stages:
         report, paths = audits[ran.name], planned(record.model, ran.stage)
-        free = {path for path in paths if path.rpartition("/")[2] in STATISTICS}
+        free = {path for path in paths if kind(path) in STATISTICS}
         assert report.passed
         assert report.trained == len(paths - free)
         assert report.statistics == len(free)
@@ -327,8 +349,8 @@ def slots_of_variables_that_stay_trainable_survive_the_border(record):
         assert {"momentums", "velocities"} <= kinds, kinds
         survived = 0
         for name, value in before.items():
-            kind, _, path = name.partition("/")
-            if kind not in ("momentums", "velocities"):
+            of, _, path = name.partition("/")
+            if of not in ("momentums", "velocities"):
                 continue
             if path in former.trained:
                 assert np.array_equal(value, after[name]), (ran.name, name)
@@ -387,3 +409,274 @@ OF_RUNS = {
         each_stage_begins_at_its_own_rate,
     )
 }
+
+
+# checks with runs of their own
+
+PLAIN = {
+    "optimizer": {"name": "sgd", "weight_decay": None},
+    "averaging": {},
+}
+
+
+def stage(blocks, epochs, rate, **more):
+    return {"trainable_blocks": blocks, "epochs": epochs, "learning_rate": rate, **more}
+
+
+def bitfit_moves_biases_and_offsets_and_the_head_alone():
+    (ran,) = record_of("bitfit").stages
+    found = {(path.startswith("logits"), kind(path)) for path in moved(*ran.weights)}
+    assert found == {(False, "beta"), (True, "kernel"), (True, "bias")}, found
+    assert ran.stage.learning_rate == 1e-3
+
+
+def affine_moves_scale_and_offset_and_no_statistics():
+    affine, trained, frozen = (
+        {kind(path) for path in moved(*record_of(name).stages[-1].weights)}
+        for name in ("surgical affine", "surgical train", "surgical")
+    )
+    assert {"gamma", "beta"} <= affine
+    assert not affine & set(STATISTICS)
+    assert {"gamma", "beta", *STATISTICS} <= trained
+    assert not frozen & {"gamma", "beta", *STATISTICS}
+
+
+def a_step_goes_as_far_as_the_rate_of_its_block_says():
+    """One step of plain SGD is rate times gradient, and the gradients of both runs are equal."""
+    common = {"epochs": 1, "blocks": 3, "learning_rate": 0.5, "schedule": "constant"}
+    common |= {"warmup_epochs": 0.0, "batch_norm": "affine"}
+    runs = [
+        fit(make_recipe(batch_size=STEPS * BATCH, strategy={**common, **own}, **PLAIN))
+        for own in (
+            {"name": "full"},
+            {"name": "discriminative", "rate_decay": 0.5, "head_learning_rate": 1.0},
+        )
+    ]
+    (full,), (decayed,) = (record.stages for record in runs)
+    names = [block.name for block in models.blocks(runs[0].model)]
+    share = {"head": 2.0} | {name: 0.5**depth for depth, name in enumerate(names[-2::-1], 1)}
+    seen = set()
+    for block, path, _ in models.named_weights(runs[0].model):
+        before = full.weights[0][path].astype("float64")
+        one, other = (ran.weights[1][path] - before for ran in (full, decayed))
+        if path in planned(runs[0].model, full.stage):
+            assert np.abs(one).max() > 1e-4, (path, np.abs(one).max())
+            # What float32 rounds off a weight is no movement.
+            noise = 3e-7 * np.abs(before).max() + 1e-7
+            np.testing.assert_allclose(
+                other, share[block] * one, rtol=1e-3, atol=noise, err_msg=path
+            )
+            seen.add(block)
+        else:
+            assert not one.any() and not other.any(), path
+    assert seen == {*names[-4:-1], "head"}
+
+
+def rates_follow_depth_and_the_head():
+    model = small_model()
+    choice = {"name": "discriminative", "learning_rate": 1e-3, "head_learning_rate": 5e-3}
+    (plan,) = training.plan(model, make_recipe(strategy=choice).train, 24, 8)
+    rates = plan.rates(model)
+    assert rates is not None
+    assert set(rates) == {weight.path for weight in model.weights}
+    *body, head = models.blocks(model)
+    for weight in head.weights:
+        assert abs(rates[weight.path] - 5.0) < 1e-12
+    for depth, block in enumerate(reversed(body), 1):
+        for weight in block.weights:
+            assert abs(rates[weight.path] - 0.8**depth) < 1e-12, weight.path
+    for name in ("full", "lp_ft", "gradual"):
+        plans = training.plan(model, make_recipe(strategy=name).train, 24, 8)
+        assert all(plan.rates(model) is None for plan in plans)
+
+
+def the_average_is_that_of_the_weights_after_each_step():
+    """Over two stages: the head's average goes on, that of the top block begins."""
+    stages = [stage(0, 1, 3e-2), stage(1, 2, 1e-2)]
+    recipe = make_recipe(stages=stages, averaging={"ema": 0.8})
+    record = fit(recipe, splits(validation=6), every_step=True)
+    assert len(record.steps) == 3 * STEPS
+    means, counts, at_validation = {}, {}, []
+    step = 0
+    for ran in record.stages:
+        paths = planned(record.model, ran.stage)
+        means = {path: means.get(path, ran.weights[0][path].astype("float64")) for path in paths}
+        for _ in range(ran.stage.epochs):
+            for _ in range(STEPS):
+                for path in paths:
+                    n = counts[path] = counts.get(path, 0) + 1
+                    momentum = min((1 + n) / (10 + n), 0.8)
+                    new = record.steps[step][path]
+                    means[path] = momentum * means[path] + (1 - momentum) * new
+                step += 1
+            at_validation.append({**record.steps[step - 1], **means})
+            assert any(np.abs(means[p] - record.steps[step - 1][p]).max() > 1e-4 for p in paths)
+        at_end = {**ran.weights[0], **means}
+        for path, value in at_end.items():
+            np.testing.assert_allclose(ran.weights[1][path], value, atol=2e-6, err_msg=path)
+    assert len(record.validated) == len(at_validation) == 3
+    for found, expected in zip(record.validated, at_validation, strict=True):
+        for path, value in expected.items():
+            np.testing.assert_allclose(found[path], value, atol=2e-6, err_msg=path)
+
+
+def four_batches_of_8_are_one_of_32():
+    stages = [stage(0, 1, 0.1), stage(2, 2, 0.05)]
+    ends = [
+        fit(
+            make_recipe(batch_size=size, accumulate_steps=steps, stages=stages, **PLAIN),
+            splits(examples=64),
+        )
+        for size, steps in ((8, 4), (32, 1))
+    ]
+    many, one = (record.stages[-1].weights[1] for record in ends)
+    for path, value in one.items():
+        np.testing.assert_allclose(many[path], value, atol=1e-5, err_msg=path)
+    before = ends[1].stages[0].weights[0]
+    paths = planned(ends[1].model, ends[1].stages[-1].stage)
+    assert all(np.abs(one[path] - before[path]).max() > 1e-4 for path in paths)
+
+
+def after_a_loss_that_is_not_finite_the_best_epoch_is_on_disk():
+    stages = [stage(0, 2, 0.05), {**stage(1, 2, 1e38), "name": "too fast"}]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(folder, "one")
+        record = fit(
+            make_recipe(stages=stages, **PLAIN), splits(validation=6), every_step=True, run=run
+        )
+        said = re.search(
+            r"^too fast: the loss.* is (?:nan|inf) at epoch [34].*learning rate 1e\+38.* The "
+            r"weights of the best epoch, ([12]) \(val_loss \d+\.\d+\) are in (.*model\.keras)\.$",
+            record.error,
+        )
+        assert said, record.error
+        assert said[2] == str(run.model_path)
+        expected = record.steps[int(said[1]) * STEPS - 1]
+        for model in (record.model, keras.models.load_model(run.model_path)):
+            assert not moved(expected, values(model))
+
+
+def without_a_best_epoch_the_last_checkpoint_is_on_disk():
+    stages = [stage(0, 2, 0.05), {**stage(1, 2, 1e38), "name": "too fast"}]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(folder, "one")
+        record = fit(make_recipe(stages=stages, **PLAIN), every_step=True, run=run)
+        assert re.search(r"The weights of step 6 are in .*model\.keras\.$", record.error)
+        for model in (record.model, keras.models.load_model(run.model_path)):
+            assert not moved(record.steps[5], values(model))
+
+
+def validation_loss(model, parts):
+    x, y = parts.validation.content.values, parts.validation.labels
+    logits = model.predict(x.astype("float32"), verbose=0).astype("float64")
+    logits -= logits.max(-1, keepdims=True)
+    return float((np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(y)), y]).mean())
+
+
+def soup_and_wise_ft_never_make_validation_worse():
+    parts = splits(validation=12)
+    stages = [stage(0, 1, 0.02), stage(1, 4, 0.02)]
+    recipe = make_recipe(stages=stages, averaging={"soup": 3, "wise_ft": "auto"})
+    record = fit(recipe, parts)
+    soup, wise = record.history.averaging["soup"], record.history.averaging["wise_ft"]
+    losses = {row["epoch"]: row["val_loss"] for row in record.history.rows}
+    best = min(losses, key=lambda epoch: (losses[epoch], epoch))
+    assert soup["epochs"][0] == best
+    assert set(soup["epochs"]) <= set(sorted(losses, key=losses.get)[:3])
+    np.testing.assert_allclose(soup["scores"][0], losses[best], rtol=1e-4, atol=1e-6)
+    assert soup["scores"][1] <= soup["scores"][0]
+    assert list(wise["scores"]) == ["0", "0.1", "0.2", "0.3", "0.4", "0.5"]
+    assert wise["scores"]["0"] == soup["scores"][1]
+    chosen = wise["scores"][f"{wise['share']:g}"]
+    assert chosen == min(wise["scores"].values())
+    np.testing.assert_allclose(validation_loss(record.model, parts), chosen, rtol=1e-4, atol=1e-6)
+
+
+def the_whole_way_back_is_the_model_before_the_backbone_was_touched():
+    parts = splits(validation=3)
+    for strategy, head_goes_back in (("full", False), ("lp_ft", True)):
+        choice = {"name": strategy, "epochs": 2, "blocks": 1, "learning_rate": 1e-2}
+        record = fit(make_recipe(strategy=choice, averaging={"wise_ft": 1.0}), parts)
+        last = record.stages[-1]
+        found = values(record.model)
+        for block, path, _ in models.named_weights(record.model):
+            back = head_goes_back or block != "head"
+            expected = last.weights[0 if back else 1][path]
+            assert np.array_equal(found[path], expected), (strategy, path)
+        assert moved(*last.weights) == planned(record.model, last.stage)
+
+
+def half_the_way_back_needs_no_validation():
+    choice = {"name": "full", "epochs": 1, "blocks": 1, "learning_rate": 1e-2}
+    record = fit(make_recipe(strategy=choice, averaging={"wise_ft": 0.5}))
+    (ran,) = record.stages
+    assert record.history.averaging["wise_ft"]["share"] == 0.5
+    found = values(record.model)
+    for block, path, _ in models.named_weights(record.model):
+        before, after = (weights[path].astype("float64") for weights in ran.weights)
+        expected = after if block == "head" else (before + after) / 2
+        np.testing.assert_allclose(found[path], expected, atol=1e-7, err_msg=path)
+
+
+def a_stage_that_stalls_gives_way_to_the_next():
+    """No change is large enough to count, so that each stage has one epoch more than patience."""
+    choice = {"name": "lp_ft", "epochs": 9, "head_epochs": 4, "blocks": 1, "patience": 2}
+    stopping = {"monitor": "loss", "patience": 7, "min_delta": 1e6, "restore_best_weights": False}
+    strategy = {**choice, "transition": "plateau"}
+    record = fit(make_recipe(strategy=strategy, early_stopping=stopping))
+    assert [row["stage"] for row in record.history.rows] == ["head"] * 3 + ["all"] * 3
+    assert [row["epoch"] for row in record.history.rows] == [1, 2, 3, 4, 5, 6]
+    assert record.history.stopped_early == ["head", "all"]
+    assert [ran.slots[1]["iterations"] for ran in record.stages] == [3 * STEPS] * 2
+    assert set(record.stages[1].ages.values()) == {3 * STEPS}
+    nothing_moves_between_the_stages(record)
+
+
+OF_THEIR_OWN = {
+    check.__name__: check
+    for check in (
+        bitfit_moves_biases_and_offsets_and_the_head_alone,
+        affine_moves_scale_and_offset_and_no_statistics,
+        a_step_goes_as_far_as_the_rate_of_its_block_says,
+        rates_follow_depth_and_the_head,
+        the_average_is_that_of_the_weights_after_each_step,
+        four_batches_of_8_are_one_of_32,
+        after_a_loss_that_is_not_finite_the_best_epoch_is_on_disk,
+        without_a_best_epoch_the_last_checkpoint_is_on_disk,
+        soup_and_wise_ft_never_make_validation_worse,
+        the_whole_way_back_is_the_model_before_the_backbone_was_touched,
+        half_the_way_back_needs_no_validation,
+        a_stage_that_stalls_gives_way_to_the_next,
+    )
+}
+
+
+def names(slow):
+    """Yields what there is to check: a run and a check, or a check alone."""
+    for run in SLOW_RUNS if slow else RUNS:
+        yield from (f"{run}: {check}" for check in OF_RUNS)
+    if not slow:
+        yield from OF_THEIR_OWN
+
+
+def check(name):
+    """Does one of `names`."""
+    run, colon, of_run = name.partition(": ")
+    if colon:
+        OF_RUNS[of_run](record_of(run))
+    else:
+        OF_THEIR_OWN[name]()
+
+
+if __name__ == "__main__":
+    import time
+
+    for name in names(slow="--slow" in sys.argv):
+        begin = time.monotonic()
+        try:
+            said = ""
+            check(name)
+        except Exception:
+            said = traceback.format_exc()
+        seconds = round(time.monotonic() - begin, 1)
+        print(json.dumps({"check": name, "error": said, "seconds": seconds}), flush=True)

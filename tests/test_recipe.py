@@ -205,7 +205,7 @@ def test_recipes_are_frozen_and_strict(smallest: Path) -> None:
     def models(model: type[BaseModel]) -> set[type[BaseModel]]:
         return {model}.union(*(models(below) for below in model.__subclasses__()))
 
-    sections = models(recipe._Section)
+    sections = models(recipe.Section)
     assert len(sections) > 10
     for section in sections:
         config = section.model_config
@@ -481,7 +481,11 @@ train:
         ("train.stages.0.learning_rate", "-1", "expected a number > 0, got -1."),
         ("train.stages.0.learning_rate", ".inf", "expected a number > 0, got inf."),
         ("train.stages.0.learning_rate", "'1e-3'", "expected a number > 0, got '1e-3'."),
-        ("train.stages.0.trainable_blocks", "-2", "expected an integer >= -1, got -2."),
+        (
+            "train.stages.0.trainable_blocks",
+            "-2",
+            "expected an integer >= -1, text or a list of texts, got -2.",
+        ),
         ("train.stages.0.schedule", "cosin", "got 'cosin'; did you mean 'cosine'?"),
         ("train.stages.0", "[]", "expected a mapping, got an empty list."),
         ("train.class_weight", "even", "'balanced', a mapping from name to a number > 0 or null"),
@@ -518,8 +522,10 @@ def test_missing_keys_say_what_is_needed(tmp_path: Path) -> None:
         "backbones', or keras_hub: and the name or folder of a KerasHub preset).",
         "r.yaml:2: train.stages.0.learning_rate: missing; expected a number > 0 (Highest learning "
         "rate of the stage).",
-        "r.yaml:2: train.stages.0.trainable_blocks: missing; expected an integer >= -1 (Backbone "
-        "blocks that train, counted from the top: 0 the head alone, -1 all).",
+        "r.yaml:2: train.stages.0.trainable_blocks: missing; expected an integer >= -1, text or a "
+        "list of texts (Backbone blocks that train beside the head. A number counts from the top: "
+        "0 the head alone, -1 all. Names, or regular expressions that match whole names, choose "
+        "blocks wherever they are).",
     ]
 
 
