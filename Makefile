@@ -1,4 +1,4 @@
-.PHONY: install test slow lint ci
+.PHONY: install test slow torture lint ci
 
 install:
 	python3 -m pip install -e ".[test]"
@@ -8,6 +8,9 @@ test:
 
 slow:
 	pytest -m "slow or network"
+
+torture:
+	KFT_KILLS=50 pytest -m slow -n 0 tests/test_resume.py -k killed
 
 lint:
 	ruff check .

@@ -1,8 +1,7 @@
 """Gradual unfreezing inside one plain `model.fit`, and this package's schedules as a callback.
 
-Both work in any Keras script, on the TensorFlow and the JAX backend. Between stages the optimizer
-keeps its slots, its count and its learning rate, and other callbacks notice nothing. Several
-devices, and optimizers that `optimizers.convert` does not know, are refused.
+For any Keras script, on the TensorFlow and the JAX backend. Between stages the optimizer keeps its
+slots, count and rate. Several devices, and what `optimizers.convert` does not know, are refused.
 
     unfreezing = GradualUnfreezing(step=2, blocks=8, epochs_per_stage=2, warmup_steps=100)
     model.fit(data, epochs=10, callbacks=[unfreezing])
@@ -12,7 +11,6 @@ devices, and optimizers that `optimizers.convert` does not know, are refused.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -119,8 +117,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
             ("epochs_per_stage", all(n is None or n >= 1 for n in lengths), "1 or more"),
             ("patience", patience >= 1, "1 or more"),
             ("restore_best", monitor or not restore_best, "monitor with it"),
-            ("rate_factor", 0.0 < rate_factor < math.inf, "a number above 0"),
-            ("rate_decay", 0.0 < rate_decay < math.inf, "a number above 0"),
+            ("rate_factor", rate_factor > 0.0, "a number above 0"),
+            ("rate_decay", rate_decay > 0.0, "a number above 0"),
             ("warmup_steps", warmup_steps >= 0, "0 or more"),
             ("batch_norm", batch_norm in get_args(BatchNorm), "frozen, affine or train"),
             ("groups", listed, "lists of layer names, bottom first"),
@@ -146,8 +144,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._blocks: list[Block] = []
         self._choices: list[frozenset[int]] = []
         self._lengths: list[int | None] = []
-        self._stage = self._next = 0
-        self._first_epoch = 0  # of the stage
+        self._stage = self._next = self._first_epoch = 0
         self._stage_by_epoch: dict[int, int] = {}
         self._former: dict[int, int] = {}  # of the fit before
         self._begun = self._audited = self._monitored = False
@@ -171,7 +168,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if self._left is not None:
             # If nobody else set the rate since the last fit, it holds the factors of its stages.
             optimizer, rate, held = self._left
-            if optimizer is self._origin and rate == _rate(optimizer):
+            if optimizer is self._origin and rate == _number(optimizer.learning_rate):
                 self._undo = 1.0 / held
         self._enter(0, 0, self._origin, self._undo or 1.0)
 
@@ -209,7 +206,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if self._begun and not self._audited:
             _sync(self.model)
             self._audit()
-        rate = _rate(self.model.optimizer)
+        rate = _number(self.model.optimizer.learning_rate)
         self._left = (self.model.optimizer, rate, self.rate_factor**self._stage)
         if self.monitor is not None and self._watch is not None and not self._monitored:
             raise TrainingError(
@@ -259,17 +256,14 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if stage == 0:
             return
         factor = self.rate_factor**stage
+        source, inner = self._origin, _inner(self._origin)
         if before == 0:
-            # The first stage's optimizer has all that is needed, and is what BackupAndRestore
-            # may have restored meanwhile.
-            self._enter(stage, first, self.model.optimizer, factor)
-            return
-        origin = _inner(self._origin)
-        if self._undo is not None:
+            source = self.model.optimizer  # has all there is; BackupAndRestore may have set it
+        elif self._undo is not None:
             factor *= self._undo
-        elif hasattr(origin, "rate_scale") and _number(origin.iterations) > 0:
+        elif hasattr(inner, "rate_scale") and _number(inner.iterations) > 0:
             factor /= self.rate_factor**before  # saved by a fit like this one
-        self._enter(stage, first, self._origin, factor)
+        self._enter(stage, first, source, factor)
 
     def _enter(self, stage: int, epoch: int, old: Any, factor: float) -> None:
         """Makes the model train what a stage trains, from its first epoch on.
@@ -369,7 +363,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             "stage": self._stage,
             "trainable_blocks": [block.name for block in training],
             "parameters": sum(block.trainable_parameters for block in training),
-            "learning_rate": _rate(self.model.optimizer),
+            "learning_rate": _number(self.model.optimizer.learning_rate),
             "rates": {block.name: shares[block.name] for block in training},
         }
         self.history.append(entry)
@@ -567,11 +561,10 @@ def _replace_optimizer(
 
 def _multiply_rate(optimizer: keras.optimizers.Optimizer, factor: float) -> None:
     inner = _inner(optimizer)
-    rate = inner._learning_rate
-    # ReduceLROnPlateau reads the product of both and sets the rate.
-    target = rate if isinstance(rate, keras.Variable) else inner.rate_scale
-    if factor != 1.0:
-        target.assign(_number(target) * factor)
+    # Not always `rate_scale`: ReduceLROnPlateau reads the product of both and sets the rate.
+    own = isinstance(inner._learning_rate, keras.Variable)
+    target = inner._learning_rate if own else inner.rate_scale
+    target.assign(_number(target) * factor)
 
 
 def _states(model: keras.Model) -> set[int]:
@@ -594,10 +587,6 @@ def _inner(optimizer: Any) -> Any:
 
 def _number(variable: Any) -> float:
     return float(keras.ops.convert_to_numpy(variable))
-
-
-def _rate(optimizer: keras.optimizers.Optimizer) -> float:
-    return _number(optimizer.learning_rate)
 
 
 def _digest(weight: keras.Variable) -> bytes:

@@ -381,6 +381,42 @@ def select(names: Sequence[str], blocks: int | str | Sequence[str], owner: str) 
     return frozenset(chosen)
 
 
+def set_stochastic_depth(model: keras.Model, rate: float) -> None:
+    """Lets unfrozen blocks be skipped at random in training. Compile afterwards.
+
+    The rate rises evenly from 0 at the stem to `rate` at the top; frozen blocks are never skipped,
+    because a head would learn from features that are not seen again.
+
+    Args:
+        model: Made by a builder.
+        rate: Share of the examples for which the topmost block is skipped, from 0 to less than 1.
+
+    Raises:
+        ModelError: If the backbone has no such layers and the rate is not 0.
+
+    Reference:
+        Huang et al. 2016, Deep networks with stochastic depth. https://arxiv.org/abs/1603.09382
+    """
+    *body, _ = blocks(model)
+    found = [
+        (depth, block, layer)
+        for depth, block in enumerate(body, 1)
+        for layer in block.layers
+        # With one draw per example a dropout layer drops a whole branch.
+        if isinstance(layer, keras.layers.Dropout)
+        and layer.noise_shape is not None
+        and all(side == 1 for side in layer.noise_shape[1:])
+        and getattr(layer, "seed_generator", None) is not None
+    ]
+    if rate and not found:
+        raise ModelError(
+            f"train.stochastic_depth: backbone '{model.name}' has no branches that can be skipped; "
+            "the EfficientNets have, others take task.dropout."
+        )
+    for depth, block, layer in found:
+        layer.rate = rate * depth / len(body) if block.trainable else 0.0
+
+
 def statistics_move(layer: keras.layers.Layer) -> bool:
     """Whether training moves the statistics of a BatchNormalization layer."""
     return bool(layer.trainable) and "call" not in vars(layer)

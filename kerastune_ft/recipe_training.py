@@ -258,6 +258,11 @@ class Train(Section):
         description="Pull of the backbone's weights towards the pre-trained ones, per step, times "
         "the learning rate; null is off.",
     )
+    stochastic_depth: ShareBelowOne = Field(
+        default=0.0,
+        description="Share of the examples for which the topmost unfrozen block is skipped in "
+        "training, falling evenly to 0 at the stem; EfficientNet has it.",
+    )
     averaging: Averaging = Field(default=Averaging(), description="Of weights; off unless set.")
     checkpoint: Checkpoint = Field(
         default=Checkpoint(), description="When the run is saved for --resume."

@@ -151,6 +151,8 @@ def plan(model: keras.Model, train: Train, examples: int, batch_size: int) -> li
             )
         )
     plans[0].enter(model)
+    if train.stochastic_depth:
+        models.set_stochastic_depth(model, train.stochastic_depth)
     return plans
 
 

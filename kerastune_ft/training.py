@@ -128,6 +128,8 @@ class _Training:
             done, updates = stage.epoch, stage.updates
             self.optimizer = stage.optimizer
             self._keep_best(stage_plan)
+        if self.recipe.train.stochastic_depth:  # of training alone, and this is over
+            models.set_stochastic_depth(self.model, 0.0)
         self._average()
         return self.history
 
@@ -244,6 +246,8 @@ class _StageRun:
         training = self.training
         train_ = training.recipe.train
         self.plan.enter(self.model)
+        if train_.stochastic_depth:
+            models.set_stochastic_depth(self.model, train_.stochastic_depth)
         self.optimizer = self._optimizer()
         former = training.optimizer
         if former is not None:

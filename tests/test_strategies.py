@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import textwrap
 from pathlib import Path
 
 import keras
@@ -22,6 +22,7 @@ from kerastune_ft.errors import RecipeError
 from kerastune_ft.recipe import EarlyStopping, Optimizer, Stage, Strategy, Train
 
 SCRIPT = Path(script.__file__)
+BACKEND = keras.backend.backend()
 NAMES = tuple(strategies.STRATEGIES)
 BLOCKS = (1, 2, 5, 19, 60)
 EPOCHS = (2, 3, 5, 10, 30)
@@ -123,8 +124,8 @@ def test_blocks_and_step_say_the_depths(name, settings, depths):
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_the_steps_of_progressive_double(blocks, epochs):
     depths = [s.trainable_blocks for s in written("progressive", blocks, epochs=epochs)]
-    steps = [b - a for a, b in zip(depths, depths[1:], strict=False)]
-    assert all(b == 2 * a for a, b in zip(steps, steps[1:-1], strict=False))
+    steps = [b - a for a, b in itertools.pairwise(depths)]
+    assert all(b == 2 * a for a, b in itertools.pairwise(steps[:-1]))
     assert steps[-1] <= 2 * steps[-2] if len(steps) > 1 else steps == [blocks]
 
 
@@ -396,17 +397,16 @@ BROKEN = {
 }
 
 
-def checks(slow):
+def checks(backend, slow):
+    """Returns the names of checks as parameters, those that are known to fail marked as such."""
+    marks = [pytest.mark.slow] if slow else []
     return [
-        pytest.param(
-            name,
-            marks=[
-                *([pytest.mark.slow] if slow else []),
-                *([pytest.mark.xfail(strict=True, reason=BROKEN[name])] if name in BROKEN else []),
-            ],
-        )
-        for name in script.names(slow)
+        pytest.param(name, marks=[*marks, *broken(name)]) for name in script.names(backend, slow)
     ]
+
+
+def broken(name):
+    return [pytest.mark.xfail(strict=True, reason=BROKEN[name])] if name in BROKEN else []
 
 
 class OnJax:
@@ -418,21 +418,20 @@ class OnJax:
 
     def __init__(self, *arguments):
         environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-        self.output, self.errors = (tempfile.TemporaryFile("w+") for _ in range(2))
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *arguments],
-            stdout=self.output, stderr=self.errors, env=environment,
-        )  # fmt: skip
+        self.folder = tempfile.TemporaryDirectory()
+        self.output, self.errors = (Path(self.folder.name) / name for name in ("out", "err"))
+        with self.output.open("w") as output, self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), *arguments],
+                stdout=output, stderr=errors, env=environment,
+            )  # fmt: skip
         self.found = {}
 
     def error_of(self, name):
         """Returns what went wrong in a check, empty if nothing did."""
         if not self.found:
             code = self.process.wait(900)
-            texts = []
-            for file in (self.output, self.errors):
-                file.seek(0)
-                texts.append(file.read())
+            texts = [file.read_text() for file in (self.output, self.errors)]
             lines = [json.loads(x) for x in texts[0].splitlines() if x.startswith("{")]
             self.found = {line["check"]: line["error"] for line in lines}
             assert code == 0, "".join(texts)[-5000:]
@@ -441,12 +440,11 @@ class OnJax:
     def end(self):
         self.process.kill()
         self.process.wait()
-        self.output.close()
-        self.errors.close()
+        self.folder.cleanup()
 
 
 def on_jax(*arguments):
-    if importlib.util.find_spec("jax") is None or keras.backend.backend() == "jax":
+    if importlib.util.find_spec("jax") is None or BACKEND == "jax":
         yield None
         return
     process = OnJax(*arguments)
@@ -471,22 +469,22 @@ def ask(process, name):
     assert not said, said
 
 
-@pytest.mark.parametrize("name", checks(slow=False))
+@pytest.mark.parametrize("name", checks(BACKEND, slow=False))
 def test_on_this_backend(name, jax):
     """Does not look at what JAX says, but lets it work meanwhile."""
     script.check(name)
 
 
-@pytest.mark.parametrize("name", checks(slow=False))
+@pytest.mark.parametrize("name", checks("jax", slow=False))
 def test_on_jax(name, jax):
     ask(jax, name)
 
 
-@pytest.mark.parametrize("name", checks(slow=True))
+@pytest.mark.parametrize("name", checks(BACKEND, slow=True))
 def test_on_this_backend_slowly(name, jax_slow):
     script.check(name)
 
 
-@pytest.mark.parametrize("name", checks(slow=True))
+@pytest.mark.parametrize("name", checks("jax", slow=True))
 def test_on_jax_slowly(name, jax_slow):
     ask(jax_slow, name)
