@@ -155,7 +155,8 @@ class Run:
         Raises:
             RunError: If another process is at work on it.
         """
-        lock = FileLock(self.path / ".lock", blocking=False)
+        path = self.path / ".lock"
+        lock = FileLock(path, blocking=False)
         try:
             lock.acquire()
         except Timeout as error:
@@ -165,6 +166,7 @@ class Run:
         try:
             yield
         finally:
+            path.unlink(missing_ok=True)
             lock.release()
 
     def figure_path(self, name: str) -> Path:

@@ -37,6 +37,7 @@ DOCUMENTED = {
     "model.keras",
     "status.json",
     "logs",
+    "checkpoints",
     "confusion_matrix.png",
     "learning_curves.png",
 }

@@ -69,8 +69,9 @@ def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
     assert len(recipe.load(tmp_path / "r.yaml").train.stages) == 2
 
 
-def test_the_script_of_the_readme_uses_public_names() -> None:
-    (text,) = blocks("python")
+def test_the_scripts_of_the_readme_use_public_names() -> None:
+    first, second = blocks("python")
+    text = first + second
     used = {
         node.attr
         for node in ast.walk(ast.parse(text))
@@ -84,8 +85,8 @@ def test_the_script_of_the_readme_uses_public_names() -> None:
 @pytest.mark.network
 @pytest.mark.slow
 def test_the_script_of_the_readme_reaches_what_the_recipe_reaches(tmp_path: Path) -> None:
-    (text,) = blocks("python")
-    command = [sys.executable, "-c", text]
+    first, second = blocks("python")  # the second goes on from the first
+    command = [sys.executable, "-c", first + second]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     accuracy = re.search(r"^test accuracy (\S+)$", done.stdout, re.MULTILINE)
