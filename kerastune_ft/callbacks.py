@@ -19,6 +19,8 @@ import numpy as np
 
 from kerastune_ft import models
 from kerastune_ft.errors import NotFiniteError, TrainingError
+from kerastune_ft.gradual import GradualUnfreezing as GradualUnfreezing
+from kerastune_ft.gradual import StageRates as StageRates
 
 if TYPE_CHECKING:
     from rich.console import Console

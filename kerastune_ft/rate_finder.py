@@ -117,9 +117,9 @@ def find(
     task, train = TASKS[recipe.task.name], recipe.train
     choice, batch_size = recipe.backbone, recipe.data.batch_size
     weights: dict[str | None, Any] = {task.weighs: splits.class_weights(train.class_weight)}
-    augment = augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
     curves = []
     with _untouched(model):
+        augment = augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
         twin = _copy(model)
         plans = plan(twin, train, len(splits.train), batch_size)
         for chosen in _chosen(plans, stage):
@@ -288,10 +288,10 @@ def _curve(one: StagePlan, ladder: Sequence[float], losses: list[float], diverge
     steepest = minimum = None
     if len(values) > 3 * reach:
         lowest = reach + int(np.argmin(values[reach:]))
-        flat = np.array(losses[: 2 * reach])
+        flat = np.array(losses[: max(8, 2 * reach)])
         # Neighbours differ by noise alone, also where the loss falls; the average has less of it.
         scatter = float(np.std(np.diff(flat))) / math.sqrt(2 * (1 + 2 * LAG * len(ladder)))
-        if values[lowest] < float(np.mean(flat)) - 4 * scatter:
+        if values[lowest] < float(np.mean(flat)) - 5 * scatter:
             # A slope over a span: between neighbours it is noise.
             slopes = (values[2 * reach :] - values[: -2 * reach])[: lowest - reach + 1]
             steepest, minimum = ladder[reach + int(np.argmin(slopes))], ladder[lowest]

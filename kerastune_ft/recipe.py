@@ -249,7 +249,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         path: YAML 1.2, UTF-8.
         overrides: `key=value` with a dotted key; items of a list by index. The value is a YAML
             scalar or flow collection; the last of several for one key counts. A key below
-            `data.augment: light` changes that one setting of `light`.
+            `data.augment: light` changes that one setting of `light`. A strategy takes the place
+            of the file's stages, and stages that of its strategy.
 
     Raises:
         RecipeError: With every problem found.
@@ -262,6 +263,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         got = "is empty" if value is None else f"holds {recipe_checks.shown(value)}"
         keys = ", ".join(Recipe.model_fields)
         raise RecipeError([f"{source}: {got}; a recipe is a mapping of {keys}. {_LIST_RECIPES}."])
+    _make_way(tree, overrides)
     for text in overrides:
         tree = recipe_tree.override(tree, text, _meant, _takes_text_alone, problems)
     return _resolve(tree, source, problems)
@@ -354,6 +356,20 @@ def _read(path: Path) -> str:
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
     raise RecipeError([f"{path}: {message}."])
+
+
+def _make_way(tree: recipe_tree.Node, overrides: Sequence[str]) -> None:
+    """Takes out of a file what the command line puts another thing in the place of."""
+    keys = {text.partition("=")[0] for text in overrides}
+    named = {key for key in ("strategy", "stages") if any(_is_below(k, key) for k in keys)}
+    train = tree.value.get("train")
+    if len(named) == 1 and train is not None and isinstance(train.value, dict):
+        (other,) = {"strategy", "stages"} - named
+        train.value.pop(other, None)
+
+
+def _is_below(key: str, part: str) -> bool:
+    return key == f"train.{part}" or key.startswith(f"train.{part}.")
 
 
 def _meant(path: recipe_tree.KeyPath, value: object) -> Any:

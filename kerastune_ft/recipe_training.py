@@ -142,7 +142,7 @@ class Strategy(Section):
     blocks: Count | Annotated[tuple[Text, ...], MinLen(1)] | None = Field(
         default=None,
         description="How many blocks from the top train in the end; of surgical, names. null is "
-        "all, a quarter of them for gradual and surgical.",
+        "all, a quarter of them for surgical.",
     )
     step: Count | None = Field(
         default=None,
@@ -153,7 +153,8 @@ class Strategy(Section):
         default=2e-4, description="Of the first stage that trains blocks of the backbone."
     )
     head_learning_rate: Positive = Field(
-        default=1e-3, description="Of stages that train the head alone."
+        default=3e-3,
+        description="Of stages that train the head alone, of discriminative's head and of bitfit.",
     )
     rate_factor: Decay = Field(
         default=0.8,
@@ -164,8 +165,14 @@ class Strategy(Section):
         default=None,
         description="Stage's rate_decay, per block; null is 0.8 for discriminative, else 1.",
     )
-    schedule: Schedule = Field(default="cosine", description="Of stages that train blocks.")
-    warmup_epochs: NotNegative = Field(default=0.5, description="Of stages that train blocks.")
+    schedule: Schedule = Field(
+        default="cosine",
+        description="Of the last stage; the stages between it and the head's stay at their rate.",
+    )
+    warmup_epochs: NotNegative = Field(
+        default=0.5,
+        description="Of stages that train blocks, at most a quarter of the stage's epochs.",
+    )
     batch_norm: BatchNorm = Field(default="frozen", description="Of every stage.")
     transition: Literal["epochs", "plateau"] = Field(
         default="epochs",

@@ -81,7 +81,7 @@ def _lp_ft(choice: Strategy, blocks: int) -> list[Stage]:
 
 
 def _gradual(choice: Strategy, blocks: int) -> list[Stage]:
-    most = _count(choice, blocks, math.ceil(blocks / 4))
+    most = _count(choice, blocks, blocks)
     probe = _probe_epochs(choice, 1 if choice.step is None else math.ceil(most / choice.step))
     left = choice.epochs - probe
     step = choice.step or math.ceil(most / min(most, left))
@@ -157,7 +157,7 @@ def _body(
         # The list is meant to be read and edited: three figures are enough.
         learning_rate=float(f"{choice.learning_rate * choice.rate_factor**number:.3g}"),
         schedule=choice.schedule,
-        warmup_epochs=min(choice.warmup_epochs, epochs / 2),
+        warmup_epochs=min(choice.warmup_epochs, epochs / 4),
         rate_decay=decay if choice.rate_decay is None else choice.rate_decay,
         batch_norm=choice.batch_norm,
     )
@@ -173,10 +173,14 @@ def _climb(choice: Strategy, depths: list[int], epochs: int) -> list[Stage]:
             f"got {choice.epochs}, or a larger step, or fewer blocks",
         )
     each, more = divmod(epochs, len(depths))
-    return [
-        _body(choice, f"top {depth}", depth, each + (i >= len(depths) - more), i)
+    last = len(depths) - 1
+    climbed = [
+        _body(choice, f"top {depth}", depth, each + (i > last - more), i)
         for i, depth in enumerate(depths)
     ]
+    # A rate that falls to nothing within every short stage would leave each hardly trained.
+    steady = [stage.model_copy(update={"schedule": "constant"}) for stage in climbed[:-1]]
+    return [*steady, climbed[-1]]
 
 
 def _probe_epochs(choice: Strategy, stages_after: int) -> int:

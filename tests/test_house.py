@@ -32,7 +32,7 @@ LEVELS = [
     {"history", "states"},
     {"rate_finder", "training"},
     {"evaluation", "figures"},
-    {"predictions"},
+    {"predictions", "showing"},
     {"workflow"},
     {"listings"},
     {"doctor"},

@@ -806,3 +806,18 @@ def test_a_suggestion_does_not_mind_the_case(tmp_path: Path) -> None:
     path.write_text((RECIPES / "mobilenet.yaml").read_text().replace("name: adamw", "name: adamW"))
     with pytest.raises(RecipeError, match="did you mean 'adamw'"):
         recipe.load(path)
+
+
+def test_a_strategy_on_the_command_line_takes_the_place_of_the_stages_of_a_file(
+    tmp_path: Path,
+) -> None:
+    text = SMALLEST + "train: {stages: [{trainable_blocks: 3, epochs: 1, learning_rate: 0.1}]}\n"
+    path = write(tmp_path, text)
+    found = recipe.load(path, ["train.strategy=gradual"]).train
+    assert found.strategy == "gradual"
+    assert found.stages == recipe.Train().stages
+    named = write(tmp_path, SMALLEST + "train: {strategy: {name: full, epochs: 3}}\n")
+    assert recipe.load(named, ["train.strategy.epochs=7"]).train.strategy.epochs == 7
+    other = ["train.stages=[{trainable_blocks: 2, epochs: 1, learning_rate: 0.1}]"]
+    assert recipe.load(named, other).train.strategy is None
+    assert "leave one of the two out" in problem(path, "train.strategy=full", *other)

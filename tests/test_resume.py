@@ -312,7 +312,7 @@ def test_two_processes_cannot_work_on_one_run(broken_off):
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     broken_off, tmp_path, weights_file, monkeypatch
 ):
-    run, recipe = broken_off(2)
+    run, _ = broken_off(2)
     whole = files.replacing
 
     def full(path):

@@ -157,7 +157,7 @@ def test_mae_is_in_the_unit_of_one_target_and_in_standard_deviations_of_several(
 
 
 def test_recipes_and_tasks_name_the_same_metrics() -> None:
-    assert recipe_checks._METRICS == {name: row.metric for name, row in TASKS.items()}
+    assert {name: row.metric for name, row in TASKS.items()} == recipe_checks._METRICS
 
 
 # small runs from end to end
