@@ -29,22 +29,27 @@ def divergence(rows: Sequence[Row]) -> str | None:
     if len(rows) < 2:
         return None
     newest = rows[-1]
-    inside = [row for row in rows[:-1] if row["stage"] == newest["stage"]]
-    before = [row for row in rows[:-1] if row["stage"] != newest["stage"]]
-    reference = min((row["loss"] for row in inside), default=math.inf)
-    if before:
-        reference = min(reference, before[-1]["loss"])
-    floor = 0.05  # a leap from next to nothing to little is none
-    if not math.isfinite(reference) or newest["loss"] <= _LEAP * max(reference, floor):
+    stage = [row for row in rows if row["stage"] == newest["stage"]]
+    before = [row for row in rows if row["stage"] != newest["stage"]]
+    reference = before[-1]["loss"] if before else math.inf
+    for row in stage[:-1]:
+        if _leaps(row["loss"], reference):
+            return None  # told of already
+        reference = min(reference, row["loss"])
+    if not _leaps(newest["loss"], reference):
         return None
-    if inside and inside[-1]["loss"] > _LEAP * max(floor, min(reference, inside[-1]["loss"])):
-        return None  # told of already
+    inside = stage[:-1]
     what = "after unfreezing" if before and not inside else "within the stage"
     return (
         f"stage '{newest['stage']}': the loss rose from {reference:.4f} to {newest['loss']:.4f} "
         f"{what}; try a learning rate of {newest['learning_rate'] / 5:.1g}, a longer "
         "warmup_epochs, or fewer blocks at a time"
     )
+
+
+def _leaps(loss: float, reference: float) -> bool:
+    # A leap from next to nothing to little is none.
+    return math.isfinite(reference) and loss > _LEAP * max(reference, 0.05)
 
 
 def verdict(rows: Sequence[Row], metric: str, mode: Literal["min", "max"]) -> dict[str, Any]:

@@ -127,9 +127,10 @@ def find(
             for theirs, ours in zip(model.variables, twin.variables, strict=True):
                 ours.assign(_value(theirs))
             chosen.enter(twin)
+            models.set_stochastic_depth(twin, train.stochastic_depth)
             loss = task.loss(recipe.task, splits.outputs, weights.get("positives"))
             twin.compile(_optimizer(twin, train, chosen), loss)
-            batches = images.dataset(
+            stream = images.dataset(
                 splits.train.content,
                 splits.train.labels,
                 image_size=choice.side,
@@ -142,8 +143,7 @@ def find(
                 epochs=range(math.ceil(steps * train.accumulate_steps / chosen.steps)),
                 augment=augment,
                 class_weights=weights.get("examples"),
-            )
-            stream = batches.as_numpy_iterator()
+            ).as_numpy_iterator()
             losses, diverged = _climb(twin, ladder, stream, train.accumulate_steps)
             curves.append(_curve(chosen, ladder, losses, diverged))
     return curves
@@ -168,14 +168,9 @@ def write(curves: Sequence[Curve], path: Path) -> None:
 
 
 def fingerprint(model: keras.Model) -> str:
-    """Returns a sha256 of all that training changes, in the model and around it.
-
-    That is weights, statistics, seeds, flags, what `compile` made and its variables; the random
-    states of Python, NumPy and Keras, and the numbers that Keras puts behind names.
-    """
+    """Returns a sha256 of a model's variables, flags and compile state, and of random states."""
     state = hashlib.sha256()
-    optimizer = getattr(model, "optimizer", None)
-    slots = optimizer.variables if optimizer else []
+    slots = getattr(getattr(model, "optimizer", None), "variables", [])
     for variable in [*model.variables, *model.metrics_variables, *slots]:
         state.update(repr((variable.path, variable.trainable)).encode())
         state.update(_value(variable).tobytes())
@@ -218,8 +213,16 @@ def _value(variable: keras.Variable) -> Any:
 
 
 def _copy(model: keras.Model) -> keras.Model:
-    """Returns a model of the same layers, with variables of its own."""
-    twin = type(model).from_config(model.get_config())
+    def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if type(layer) is type(model):  # KerasHub's own networks copy themselves
+            return keras.models.clone_model(layer, clone_function=copy)
+        if not isinstance(layer, keras.layers.Dropout) or layer.seed_generator is None:
+            return type(layer).from_config(layer.get_config())
+        copied = type(layer).from_config({**layer.get_config(), "rate": 0.5})
+        copied.rate = layer.rate  # with which Keras makes no generator if it is 0
+        return copied
+
+    twin = copy(model)
     ours, theirs = ([(v.name, tuple(v.shape)) for v in one.variables] for one in (twin, model))
     assert ours == theirs, f"the configuration of '{model.name}' gives other variables"
     return twin
@@ -237,7 +240,6 @@ def _chosen(plans: list[StagePlan], stage: str | int | None) -> list[StagePlan]:
 
 
 def _optimizer(model: keras.Model, train: Train, one: StagePlan) -> keras.optimizers.Optimizer:
-    """Makes the stage's optimizer as training does, but with a rate that can be set."""
     optimizer = optimizers.make(
         one.stage.optimizer or train.optimizer,
         one.stage.learning_rate,
@@ -282,7 +284,6 @@ def _smooth(losses: Sequence[float], steps: int) -> list[float]:
 
 
 def _curve(one: StagePlan, ladder: Sequence[float], losses: list[float], diverged: bool) -> Curve:
-    """Reads the two rates off a curve."""
     smoothed, reach = _smooth(losses, len(ladder)), math.ceil(LAG * len(ladder))
     values = np.array([loss for loss in smoothed if math.isfinite(loss)])
     steepest = minimum = None

@@ -293,10 +293,10 @@ def dump(recipe: Recipe) -> str:
 
 def dump_stages(recipe: Recipe) -> str:
     """Returns the stages as YAML, to stand below `train:`; what has its default is left out."""
-    stages = [
+    stages = tuple(
         {"trainable_blocks": stage.trainable_blocks, **stage.model_dump(exclude_defaults=True)}
         for stage in recipe.train.stages
-    ]
+    )
     return "\n".join(recipe_tree.emit({"train": {"stages": stages}})) + "\n"
 
 

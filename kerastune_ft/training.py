@@ -157,15 +157,16 @@ class _Training:
     def _average(self) -> None:
         """Averages weights at the end of training, where the recipe wants it."""
         choice = self.recipe.train.averaging
-        if self.best is None or not (choice.soup or choice.wise_ft is not None):
-            return
-        score = functools.partial(self._score, self.best)
-        if choice.soup and self.best.epochs:
+        if choice.soup and self.best and self.best.epochs:
+            score = functools.partial(self._score, self.best)
             epochs = [epoch for epoch, _ in self.best.epochs]
             said = averaging.greedy_soup(self.model, epochs, self.store.epoch, score)
             self.history.averaging["soup"] = said
             self.console.print(f"  soup of epochs {said['epochs']}: {said['figures']}")
         if choice.wise_ft is not None and self.start:
+            # A share that is given needs no validation, and none is asked then.
+            best = self.best or Best("val_loss", "min")
+            score = functools.partial(self._score, best)
             shares = averaging.SHARES if choice.wise_ft == "auto" else (float(choice.wise_ft),)
             *_, head = models.blocks(self.model)
             own = {id(weight) for weight in head.weights} if self.start == "backbone" else set()
@@ -252,6 +253,8 @@ class _StageRun:
         former = training.optimizer
         if former is not None:
             optimizers.carry_over(former, self.optimizer, continue_iterations=False)
+            for weight, average in optimizers.averages(self.optimizer):
+                average.assign(weight)  # which may be those of an earlier epoch
         positives = None
         if training.class_weights is not None and training.task.weighs == "positives":
             positives = training.class_weights.tolist()

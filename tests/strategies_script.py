@@ -33,7 +33,7 @@ STATISTICS = ("moving_mean", "moving_variance")
 # through the lowest blocks is what takes long to trace, so not every strategy goes down to them.
 RUNS = {
     **{name: {"name": name, "epochs": 3} for name in strategies.STRATEGIES},
-    "gradual": {"name": "gradual", "epochs": 4, "rate_decay": 0.9},
+    "gradual": {"name": "gradual", "epochs": 4, "blocks": 4, "step": 2, "rate_decay": 0.9},
     "progressive": {"name": "progressive", "epochs": 3, "blocks": 5, "schedule": "constant"},
     "discriminative": {"name": "discriminative", "epochs": 2, "blocks": 4},
     "surgical affine": {
@@ -45,7 +45,14 @@ RUNS = {
     "surgical train": {"name": "surgical", "epochs": 2, "batch_norm": "train"},
 }
 SLOW_RUNS = {
-    "gradual one by one": {"name": "gradual", "epochs": 8, "step": 1, "batch_norm": "affine"},
+    "gradual one by one": {
+        "name": "gradual",
+        "epochs": 8,
+        "blocks": 4,
+        "step": 1,
+        "batch_norm": "affine",
+    },
+    "gradual to all": {"name": "gradual", "epochs": 3},
     "progressive to all": {"name": "progressive", "epochs": 6, "batch_norm": "train"},
     "discriminative to all": {"name": "discriminative", "epochs": 2, "batch_norm": "affine"},
     "bitfit of the top": {"name": "bitfit", "epochs": 2, "blocks": 3, "batch_norm": "train"},
@@ -428,7 +435,7 @@ def bitfit_moves_biases_and_offsets_and_the_head_alone():
     (ran,) = record_of("bitfit").stages
     found = {(path.startswith("logits"), kind(path)) for path in moved(*ran.weights)}
     assert found == {(False, "beta"), (True, "kernel"), (True, "bias")}, found
-    assert ran.stage.learning_rate == 1e-3
+    assert ran.stage.learning_rate == recipes.Strategy(name="bitfit").head_learning_rate
 
 
 def affine_moves_scale_and_offset_and_no_statistics():

@@ -69,9 +69,6 @@ def test_a_loss_that_stays_high_is_told_of_once():
     assert told_of([0.4, 0.7, 0.8, 0.75, 0.9]) == [2]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="diagnosis.divergence looks at the last epoch of the stage alone"
-)
 def test_a_stage_is_told_of_once_though_it_recovers_in_between():
     assert told_of([0.4, 0.7, 0.5, 0.7]) == [2]
 

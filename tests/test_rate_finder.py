@@ -114,6 +114,25 @@ def test_nothing_is_left_behind_and_two_tests_are_alike(photos):
     assert curves[0][0].losses != curves[0][1].losses
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v3_small"])
+def test_the_copy_is_the_same_function_and_shares_nothing(name):
+    model = models.image_classifier(name, 3, weights="none", image_size=32, seed=0)
+    twin = rate_finder._copy(model)
+    for theirs, ours in zip(model.variables, twin.variables, strict=True):
+        ours.assign(rate_finder._value(theirs))
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    np.testing.assert_array_equal(model(x), twin(x))
+    assert not {id(v) for v in model.variables} & {id(v) for v in twin.variables}
+    assert [b.name for b in models.blocks(model)] == [b.name for b in models.blocks(twin)]
+    if name.startswith("efficientnet"):
+        models.unfreeze(twin, -1)
+        models.set_stochastic_depth(twin, 0.9)
+        rates = [getattr(layer, "rate", 0) for layer in models.layers_of(twin)]
+        assert max(rates) > 0.5
+        assert not np.array_equal(twin(x, training=True), twin(x, training=False))
+        assert max(getattr(layer, "rate", 0) for layer in models.layers_of(model)) <= 0.2
+
+
 def test_random_states_are_put_back_if_the_test_fails(photos):
     recipe = make_recipe(photos, [{**HEAD, "name": "head"}])
     splits = data.load(recipe.data)
@@ -241,6 +260,7 @@ def test_a_loss_that_explodes_ends_the_test(photos):
     assert "times higher, where the loss rises or diverges" in curve.verdict()
 
 
+@pytest.mark.slow
 def test_on_digits_the_suggestion_trains_and_a_hundred_times_of_it_does_not():
     recipe = recipes.from_mapping(
         {
@@ -323,8 +343,9 @@ def test_noise_alone_suggests_nothing(steps):
         )
         for seed in range(40)
     ]
-    assert sum(curve.suggestion is not None for curve in found) <= 2
-    assert found[0].verdict().startswith("no suggestion")
+    silent = [curve for curve in found if curve.suggestion is None]
+    assert len(silent) >= 38
+    assert all(curve.verdict().startswith("no suggestion") for curve in silent)
 
 
 def test_a_loss_that_is_no_number_counts_as_exploded():
@@ -394,6 +415,7 @@ def test_the_command_prints_a_row_per_stage_and_writes_a_table_and_a_picture(
     assert {p.name for p in new} == {"new", "folder", "lr_find.csv", "lr_find.png"}
 
 
+@pytest.mark.slow
 def test_the_command_starts_from_a_run_of_the_same_network(written, weights_file, tmp_path):
     weights = f"backbone.weights={weights_file}"
     fitted = kft("fit", written, weights, "--runs-dir", tmp_path / "runs", "--name", "one")
@@ -439,6 +461,7 @@ def test_the_help_imports_no_framework():
     assert "--from" in done.stdout
 
 
+@pytest.mark.slow
 def test_it_works_on_jax_and_the_model_can_still_be_used(photos):
     pytest.importorskip("jax")
     script = f"""

@@ -266,6 +266,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning(broken
     assert run.state == "finished"
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_says_so(broken_off):
     run, _ = broken_off(3)
     for path in run.checkpoints_path.glob("step-*"):
@@ -274,6 +275,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_says_so(broken_off):
         workflow.resume(run.path)
 
 
+@pytest.mark.slow
 def test_other_data_are_refused(broken_off):
     run, recipe = broken_off(2)
     moved = next((Path(recipe.data.path) / "red").iterdir())
@@ -282,6 +284,7 @@ def test_other_data_are_refused(broken_off):
         workflow.resume(run.path)
 
 
+@pytest.mark.slow
 def test_another_recipe_under_the_name_of_a_run_is_refused(broken_off, tmp_path):
     _, recipe = broken_off(2)
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 7})})
@@ -289,6 +292,7 @@ def test_another_recipe_under_the_name_of_a_run_is_refused(broken_off, tmp_path)
         workflow.fit(other, runs_dir=tmp_path / "runs", name="one", resume=True)
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_work_on_one_run(broken_off):
     run, _ = broken_off(2)
     holder = subprocess.Popen(
@@ -330,6 +334,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     assert run.state == "finished"
 
 
+@pytest.mark.slow
 def test_a_finished_run_keeps_the_best_epoch_and_no_checkpoint(broken_off, tmp_path):
     _, recipe = broken_off(1)
     run = workflow.fit(recipe, runs_dir=tmp_path / "runs", name="two")

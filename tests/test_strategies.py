@@ -61,12 +61,12 @@ def test_stages_are_valid_their_epochs_add_up_and_they_go_ever_deeper(name, bloc
     for stage in stages:
         assert Stage.model_validate(stage.model_dump()) == stage
         assert stage.name
-        assert 0 <= stage.warmup_epochs < stage.epochs
+        assert 0 <= stage.warmup_epochs <= stage.epochs / 2
         assert isinstance(stage.trainable_blocks, int)
         assert -1 <= stage.trainable_blocks <= blocks
         depths.append(blocks if stage.trainable_blocks == -1 else stage.trainable_blocks)
     assert depths == sorted(set(depths))
-    deepest = {**DEEPEST, "gradual": quarter(blocks), "surgical": quarter(blocks)}
+    deepest = {**DEEPEST, "surgical": quarter(blocks)}
     assert stages[-1].trainable_blocks == deepest.get(name, blocks)
     assert len({stage.name for stage in stages}) == len(stages)
     if len(stages) > 1:
@@ -92,7 +92,7 @@ def test_rates_fall_by_the_factor_as_more_becomes_trainable(name, blocks, epochs
 
 
 def test_epochs_that_cannot_be_shared_evenly_go_to_the_last_stages():
-    stages = written("gradual", 16, epochs=12, head_epochs=2, step=1)
+    stages = written("gradual", 4, epochs=12, head_epochs=2, step=1)
     assert [stage.epochs for stage in stages] == [2, 2, 2, 3, 3]
     assert [stage.trainable_blocks for stage in stages] == [0, 1, 2, 3, 4]
 
@@ -103,8 +103,9 @@ def test_epochs_that_cannot_be_shared_evenly_go_to_the_last_stages():
         ("gradual", {"blocks": 5, "step": 2}, [0, 2, 4, 5]),
         ("gradual", {"blocks": 5, "step": 9}, [0, 5]),
         ("gradual", {"blocks": 1}, [0, 1]),
-        ("gradual", {"epochs": 2}, [0, 5]),
-        ("gradual", {"epochs": 3}, [0, 3, 5]),
+        ("gradual", {"epochs": 2}, [0, 19]),
+        ("gradual", {"epochs": 3}, [0, 10, 19]),
+        ("gradual", {"epochs": 3, "blocks": 5}, [0, 3, 5]),
         ("progressive", {"step": 1}, [0, 1, 3, 7, 15, 19]),
         ("progressive", {"step": 4, "blocks": 13}, [0, 4, 12, 13]),
         ("progressive", {"blocks": 1}, [0, 1]),
@@ -139,7 +140,8 @@ def test_blocks_can_be_named(name):
 
 def test_what_each_strategy_is_known_for():
     (probe,) = written("linear_probe", epochs=4)
-    assert (probe.trainable_blocks, probe.epochs, probe.learning_rate) == (0, 4, 1e-3)
+    rate = Strategy(name="linear_probe").head_learning_rate
+    assert (probe.trainable_blocks, probe.epochs, probe.learning_rate) == (0, 4, rate)
     (full,) = written("full")
     assert (full.rate_decay, full.parameters, full.head_learning_rate) == (1.0, "all", None)
     (slower,) = written("discriminative", head_learning_rate=5e-3)
@@ -157,8 +159,11 @@ def test_settings_of_every_stage_reach_every_stage(name):
         assert {s.batch_norm for s in written(name, batch_norm="affine")} == {"affine"}
     stages = written(name, schedule="linear", warmup_epochs=0.25, epochs=20)
     body = [stage for stage in stages if stage.trainable_blocks != 0]
-    assert all((stage.schedule, stage.warmup_epochs) == ("linear", 0.25) for stage in body)
     assert bool(body) == (name != "linear_probe")
+    assert all(stage.warmup_epochs == 0.25 for stage in body)
+    # Of several stages only the last one's rate falls: short ones would hardly train otherwise.
+    falls = ["constant"] * (len(body) - 1) + ["linear"]
+    assert [stage.schedule for stage in body] == falls[len(falls) - len(body) :]
     if len(stages) > 1:
         assert written(name, epochs=20, head_epochs=7)[0].epochs == 7
 
@@ -392,21 +397,11 @@ def test_patterns_that_match_are_taken():
 
 # training, on both backends
 
-BROKEN = {
-    "half_the_way_back_needs_no_validation": "training._average returns where nothing is watched"
-}
-
 
 def checks(backend, slow):
-    """Returns the names of checks as parameters, those that are known to fail marked as such."""
+    """Returns the names of checks as parameters."""
     marks = [pytest.mark.slow] if slow else []
-    return [
-        pytest.param(name, marks=[*marks, *broken(name)]) for name in script.names(backend, slow)
-    ]
-
-
-def broken(name):
-    return [pytest.mark.xfail(strict=True, reason=BROKEN[name])] if name in BROKEN else []
+    return [pytest.param(name, marks=marks) for name in script.names(backend, slow)]
 
 
 class OnJax:
@@ -418,6 +413,8 @@ class OnJax:
 
     def __init__(self, *arguments):
         environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+        # Few steps are taken: what is saved on compiling is not lost on running.
+        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
         self.folder = tempfile.TemporaryDirectory()
         self.output, self.errors = (Path(self.folder.name) / name for name in ("out", "err"))
         with self.output.open("w") as output, self.errors.open("w") as errors:
@@ -470,11 +467,11 @@ def ask(process, name):
 
 
 @pytest.mark.parametrize("name", checks(BACKEND, slow=False))
-def test_on_this_backend(name, jax):
-    """Does not look at what JAX says, but lets it work meanwhile."""
+def test_on_this_backend(name):
     script.check(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", checks("jax", slow=False))
 def test_on_jax(name, jax):
     ask(jax, name)
