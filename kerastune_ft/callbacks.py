@@ -228,10 +228,11 @@ class EpochRows(keras.callbacks.Callback):
         self.receivers = receivers
         self._begin = self._trained = 0.0
         self._before = 0.0
+        self._runs = False
 
     def state(self) -> dict[str, Any]:
         """Returns for `json` what the running epoch has cost so far."""
-        return {"seconds": max(0.0, time.monotonic() - self._begin)}
+        return {"seconds": time.monotonic() - self._begin if self._runs else 0.0}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes back what `state` said: the resumed epoch has cost that already."""
@@ -241,6 +242,7 @@ class EpochRows(keras.callbacks.Callback):
         """Starts the clock."""
         self._begin = self._trained = time.monotonic() - self._before
         self._before = 0.0
+        self._runs = True
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Reads the clock: the last one of the epoch counts."""
@@ -248,6 +250,7 @@ class EpochRows(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Makes the row."""
+        self._runs = False
         sync(self.model)
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row = {

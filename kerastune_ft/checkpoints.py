@@ -17,6 +17,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,11 @@ from kerastune_ft.errors import TrainingError
 Arrays = dict[str, NDArray[Any]]
 
 _NOTES = "notes.json"
+# What reading a damaged archive can raise: sizes, flags and methods may all be wrong.
+_DAMAGE = (
+    OSError, KeyError, ValueError, TypeError, EOFError, NotImplementedError, RuntimeError,
+    OverflowError, MemoryError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _FORMAT = 1
 # NumPy's file format has no name for these; they are stored as integers of their width.
 _CARRIERS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
@@ -116,10 +122,8 @@ def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
                 array = np.lib.format.read_array(data, allow_pickle=False)
                 arrays[name] = array.view(_dtype(kind)) if kind in _CARRIERS else array
             return arrays, header["notes"]
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise DamagedError(f"{type(error).__name__}: {error}") from error
-    except (NotImplementedError, RuntimeError, zipfile.error) as error:  # flags of a damaged header
-        raise DamagedError(str(error)) from error
 
 
 def _dtype(kind: str) -> Any:
@@ -163,12 +167,14 @@ class Checkpoints:
             TrainingError: If there are checkpoints, and all are damaged.
         """
         paths = self._paths()
-        for path in paths:
+        for number, path in enumerate(paths):
             try:
                 arrays, notes = read(path)
                 missing = [n for n in notes["notes"].get("epochs", ()) if not self.has_epoch(n)]
                 if missing:
                     raise DamagedError(f"weights of epoch {missing[0]} are gone")
+                for damaged in paths[:number]:  # they would count among those that are kept
+                    damaged.unlink(missing_ok=True)
                 return State(Position(**notes["position"]), arrays, notes["notes"])
             except DamagedError as error:
                 warn(f"checkpoint {path.name} is damaged ({error}); trying the one before it")
@@ -233,7 +239,7 @@ class Checkpoints:
                 with zipfile.ZipFile(path) as archive:
                     notes = json.loads(archive.read(_NOTES))["notes"]["notes"]
                 wanted |= set(notes.get("epochs", ()))
-            except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            except _DAMAGE:
                 continue  # it is of no use, and found damaged when it is needed
         self._remove_epochs(wanted)
         for path in self.folder.glob(".*"):  # what a killed process left half written

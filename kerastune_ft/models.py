@@ -266,6 +266,11 @@ def backbone_of(model: keras.Model) -> tuple[keras.Model, backbones.Backbone]:
     )
 
 
+def network_tag(model: keras.Model) -> str:
+    """Returns of which weights a model's network is: a tag of its row, or `none`."""
+    return networks.tag_of(backbone_of(model)[0])
+
+
 def blocks(model: keras.Model) -> list[Block]:
     """Returns the backbone's blocks in order, stem first, and the head as the last one.
 

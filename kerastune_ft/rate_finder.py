@@ -216,7 +216,7 @@ def _copy(model: keras.Model) -> keras.Model:
     def copy(layer: keras.layers.Layer) -> keras.layers.Layer:
         if type(layer) is type(model):  # KerasHub's own networks copy themselves
             return keras.models.clone_model(layer, clone_function=copy)
-        if not isinstance(layer, keras.layers.Dropout) or layer.seed_generator is None:
+        if not (isinstance(layer, keras.layers.Dropout) and layer._seed_generators):
             return type(layer).from_config(layer.get_config())
         copied = type(layer).from_config({**layer.get_config(), "rate": 0.5})
         copied.rate = layer.rate  # with which Keras makes no generator if it is 0

@@ -500,16 +500,16 @@ def _monitor(values: Values) -> Iterator[Mistake]:
     # Folders, CSV files and TensorFlow Datasets may bring a validation split of their own.
     if values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
         return
-    if values("train", "early_stopping") is None:
-        return
-    path: KeyPath = ("train", "early_stopping", "monitor")
-    monitor = values(*path)
-    if monitor.startswith("val_"):
-        message = (
-            f"early stopping monitors '{monitor}', but data.split.validation is 0; monitor "
-            "'loss' or 'accuracy', or set train.early_stopping to null"
-        )
-        yield Mistake((path, ("data", "split", "validation")), message)
+    for place in _stoppings(values):
+        with suppress(_UnknownError):
+            path: KeyPath = (*place, "monitor")
+            monitor = values(*path)
+            if monitor.startswith("val_"):
+                message = (
+                    f"early stopping monitors '{monitor}', but data.split.validation is 0; monitor "
+                    "'loss' or 'accuracy', or set train.early_stopping to null"
+                )
+                yield Mistake((path, ("data", "split", "validation")), message)
 
 
 _TASK_PATH: KeyPath = ("task", "name")
@@ -545,15 +545,26 @@ def _task(values: Values) -> Iterator[Mistake]:
         if not isinstance(augment, str) and regression and values("data", "augment", "cutmix"):
             message = "a patch of another picture does not change a number in proportion; use mixup"
             yield Mistake((("data", "augment", "cutmix"), _TASK_PATH), message)
-    with suppress(_UnknownError):
-        if values("train", "early_stopping") is not None:
-            path: KeyPath = ("train", "early_stopping", "monitor")
+    for place in _stoppings(values):
+        with suppress(_UnknownError):
+            path: KeyPath = (*place, "monitor")
             metric = values(*path).removeprefix("val_")
             if metric not in ("loss", _METRICS[task]):
                 message = (
                     f"task '{task}' has no '{metric}'; monitor val_loss or val_{_METRICS[task]}"
                 )
                 yield Mistake((path, _TASK_PATH), message)
+
+
+def _stoppings(values: Values) -> Iterator[KeyPath]:
+    """Yields where settings of early stopping stand: for all stages, and for single ones."""
+    with suppress(_UnknownError):
+        if values("train", "early_stopping") is not None:
+            yield ("train", "early_stopping")
+    for i in range(_stage_count(values)):
+        with suppress(_UnknownError):
+            if not isinstance(values("train", "stages", i, "early_stopping"), str):
+                yield ("train", "stages", i, "early_stopping")
 
 
 def _labels(values: Values) -> Iterator[Mistake]:

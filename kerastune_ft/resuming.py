@@ -6,6 +6,7 @@ check_same_data(run, splits)
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -19,7 +20,9 @@ from kerastune_ft import backbones, devices, models, strategies
 from kerastune_ft import recipe as recipes
 from kerastune_ft.checkpoints import State
 from kerastune_ft.errors import RecipeError, RunError
-from kerastune_ft.runs import Run
+from kerastune_ft.runs import Run, base_name, check_name
+
+_BEGINNING = {"environment.json", "data.json", "splits.csv", "status.json", ".lock"}
 
 if TYPE_CHECKING:
     import keras
@@ -39,12 +42,20 @@ def copied(run: Run) -> Run:
 def former_run(recipe: Recipe, runs_dir: Path, name: str | None, default: str) -> Run | None:
     """Returns the run that `--resume` means, None if there is none to go on with."""
     if name is not None:
+        check_name(name)
         folder = runs_dir / name
         if not folder.is_dir():
             return None
         run = Run(folder)
         if not run.recipe_path.is_file():  # killed before it had read its data
-            run.discard()
+            strange = {path.name for path in folder.iterdir()} - _BEGINNING
+            if strange:
+                raise RunError(
+                    f"'{folder}' is not a run, and holds {', '.join(sorted(strange)[:3])}; choose "
+                    "another --name."
+                )
+            with run.locked():
+                run.discard()
             return None
         changed = _changed(recipe, run)
         if changed:
@@ -53,12 +64,14 @@ def former_run(recipe: Recipe, runs_dir: Path, name: str | None, default: str) -
                 f"{folder}' goes on with its own, another --name starts anew."
             )
         return run
+    default = base_name(default)
     for folder in sorted(runs_dir.glob(f"{default}*"), key=lambda path: path.stat().st_mtime)[::-1]:
         run = Run(folder)
         numbered = re.fullmatch(rf"{re.escape(default)}(-\d+)?", folder.name)
         begun = numbered and run.recipe_path.is_file() and run.state != "finished"
-        if begun and not _changed(recipe, run):
-            return run
+        with contextlib.suppress(RunError):  # one whose recipe is damaged is not meant
+            if begun and not _changed(recipe, run):
+                return run
     return None
 
 
@@ -75,7 +88,9 @@ def _changed(recipe: Recipe, run: Run) -> list[str]:
     pairs = (dict(_flat(side.model_dump())) for side in (ours, theirs))
     one, other = pairs
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    if not row.cuts:  # how many stages a strategy writes is known when the network is built
+    if (
+        not row.cuts and recipe.train.strategy is not None
+    ):  # how many stages a strategy writes is known when the network is built
         keys = [key for key in keys if not key.startswith(("train.stages", "train.strategy"))]
     return keys
 

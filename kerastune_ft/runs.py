@@ -34,6 +34,20 @@ State = Literal["running", "finished", "interrupted", "failed"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+def base_name(default: str) -> str:
+    """Returns what runs are called, before their number, after a recipe of that name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", default).lstrip("._-") or "run"
+
+
+def check_name(name: str) -> None:
+    """Raises `RunError` if a run cannot be called so."""
+    if not _NAME.fullmatch(name):
+        raise RunError(
+            f"run name '{name}': expected letters, digits, '.', '_' and '-', the first a "
+            "letter or a digit."
+        )
+
+
 @dataclass(frozen=True)
 class Run:
     """One execution of a recipe.
@@ -57,17 +71,14 @@ class Run:
             RunError: If the name is taken or odd, or nothing can be written there.
         """
         folder = Path(runs_dir)
-        if name is not None and not _NAME.fullmatch(name):
-            raise RunError(
-                f"run name '{name}': expected letters, digits, '.', '_' and '-', the first a "
-                "letter or a digit."
-            )
+        if name is not None:
+            check_name(name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if name is not None:
                 (folder / name).mkdir()
                 return cls(folder / name)
-            number, base = 1, re.sub(r"[^A-Za-z0-9._-]", "-", default).lstrip("._-") or "run"
+            number, base = 1, base_name(default)
             while True:
                 path = folder / (base if number == 1 else f"{base}-{number}")
                 try:
@@ -147,6 +158,12 @@ class Run:
     def logs_path(self) -> Path:
         """TensorBoard's folder."""
         return self.path / "logs"
+
+    def sweep(self) -> None:
+        """Removes what a killed process left half written. Only under the lock."""
+        for path in self.path.glob(".*-*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -33,7 +33,7 @@ from kerastune_ft import (
 )
 from kerastune_ft.checkpoints import Arrays, Checkpoints, Position, State
 from kerastune_ft.data import Splits, augmentation, images
-from kerastune_ft.errors import NotFiniteError
+from kerastune_ft.errors import NotFiniteError, TrainingError
 from kerastune_ft.history import History, audit_line, epoch_line, headline, show_epoch
 from kerastune_ft.stages import StagePlan, check, plan
 from kerastune_ft.states import save
@@ -99,6 +99,13 @@ class _Training:
         self.history = History()
         self.store = Checkpoints(run.checkpoints_path, recipe.train.checkpoint.keep)
         self.plans = plan(model, recipe.train, len(splits.train), recipe.data.batch_size)
+        moving = [p.name for p in self.plans if p.stage.batch_norm == "train"]
+        if moving and self.machine.parts > 1:
+            raise TrainingError(
+                f"stage '{moving[0]}': batch_norm: train with {self.machine.parts} devices would "
+                "take its statistics from parts of a batch; set batch_norm to affine or frozen, or "
+                "train.replicas=1."
+            )
         self.class_weights = splits.class_weights(recipe.train.class_weight)
         self.validation = self._data(splits.validation) if len(splits.validation) else None
         self.best = self._best()
@@ -136,7 +143,8 @@ class _Training:
     def _best(self) -> Best | None:
         """Returns what decides which epochs are worth keeping, None if nothing does."""
         train_ = self.recipe.train
-        stopping = train_.early_stopping
+        choices = [train_.early_stopping, *(plan_.stopping(train_) for plan_ in self.plans)]
+        stopping = next(filter(None, choices), None)
         if stopping is not None:
             monitor = stopping.monitor
         elif len(self.splits.validation):
@@ -341,6 +349,9 @@ class _StageRun:
                 if not self.over:
                     self.over = True
                     self.save()
+        except (KeyboardInterrupt, SystemExit):
+            self.average.swap_in()  # the run is going to keep what the model has
+            raise
         finally:
             self.bar.close()
             _record_audit(training.run, training.history, self.name, self.audit)
@@ -420,13 +431,14 @@ class _StageRun:
                 for name, v in optimizers.slots(self.optimizer).items()
             }
         # They begin anew with every epoch, and in validation they are those of validation.
-        if self.first_step and not at_validation:
+        if 0 < self.first_step < self.plan.steps and not at_validation:
             arrays |= states.values("metric", model.metrics_variables)
         if not all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"):
             return
         epochs = [epoch for epoch, _ in training.best.epochs] if training.best else []
         notes = {
             "stage": self.name,
+            "network": models.network_tag(model),
             "first_epoch": self.epochs.start,
             "logs": self.logs,
             "ages": optimizers.ages(self.optimizer),
@@ -476,7 +488,7 @@ class _StageRun:
         if self.first_step == self.plan.steps:
             if interrupts.requested():
                 self._note_logs()
-                interrupts.check(self.save)
+                interrupts.check(functools.partial(self.save, at_validation=True))
             return  # the end of the epoch comes soon, and is simpler to go on from
         interrupts.check(self.save)
         if self.due():

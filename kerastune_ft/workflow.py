@@ -7,6 +7,7 @@ run.read_json("scores")["test"]["accuracy"]
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +127,9 @@ def resume(path: str | Path, console: Console | None = None) -> Run:
 
 def _resume(run: Run, console: Console) -> Run:
     if run.state == "finished":
+        with run.locked():
+            best = run.read_json("scores")["training"].get("best_epoch")
+            Checkpoints(run.checkpoints_path).clear(but=[best or -1])
         console.print(f"{escape(str(run.path))} is finished; there is nothing to resume.")
         return run
     with contextlib.ExitStack() as stack:
@@ -138,17 +142,21 @@ def _resume(run: Run, console: Console) -> Run:
         if devices_.rank:
             assert copied is not None
             run = copied
+        elif copied is not None:
+            copied.discard()
         console = _own(console, devices_)
         stack.enter_context(run.locked())
+        run.sweep()
         resuming.show_changes(console, run)
         splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
         showing.show_data(console, splits)
         resuming.check_same_data(run, splits)
         if state is None:
             _fetch_weights(recipe, console)
+        # A checkpoint has every weight: what was downloaded once is not needed again.
+        wanted = recipe if state is None else _without_weights(recipe, state.notes["network"])
         with devices_.scope():
-            # A checkpoint has every weight: what was downloaded once is not needed again.
-            model = build(recipe if state is None else _without_weights(recipe), splits)
+            model = build(wanted, splits)
         if state is None:
             _take_over_head(console, recipe, model, splits)
         console.print(f"[bold]resuming[/] {escape(str(run.path))} {resuming.where(state)}")
@@ -204,8 +212,10 @@ def _prepare(recipe: Recipe) -> devices.Devices:
     return found
 
 
-def _without_weights(recipe: Recipe) -> Recipe:
-    choice = recipe.backbone.model_copy(update={"weights": "none"})
+def _without_weights(recipe: Recipe, tag: str) -> Recipe:
+    """Asks for the network of weights that a checkpoint has."""
+    weights = "none" if backbones.get(recipe.backbone.name).family == backbones.HUB else ""
+    choice = recipe.backbone.model_copy(update={"weights": weights or f"none:{tag}"})
     return recipe.model_copy(update={"backbone": choice})
 
 
@@ -339,16 +349,22 @@ def _recorded(run: Run, model: keras.Model, console: Console) -> Iterator[None]:
         )
         raise
     except BaseException as error:
-        run.write_status("failed", error=str(error))
+        with contextlib.suppress(OSError):  # a full disk must not hide what it did
+            run.write_status("failed", error=str(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"run '{run.path}': the disk is full; its last checkpoint is whole. Make room, "
+                f"then 'kft resume {run.path}'."
+            ) from error
         raise
     run.write_status("finished")
 
 
 def _record_beginning(run: Run, recipe: Recipe, splits: Splits) -> None:
-    run.write_recipe(recipes.dump(recipe))
     run.write_json("environment", devices.environment())
     run.write_json("data", splits.record())
     splits.write(run.splits_path)
+    run.write_recipe(recipes.dump(recipe))  # last: with it the run can be resumed
 
 
 def _evaluate(

@@ -20,7 +20,7 @@ import pytest
 from conftest import write_photos
 from rich.console import Console
 
-from kerastune_ft import checkpoints, files, workflow
+from kerastune_ft import checkpoints, files, interrupts, models, training, workflow
 from kerastune_ft import recipe as recipes
 from kerastune_ft.checkpoints import Checkpoints, Position, State
 from kerastune_ft.errors import RunError, TrainingError
@@ -252,6 +252,78 @@ def test_every_checkpoint_of_a_run_leads_to_the_same_end(broken_off, tmp_path, w
     assert (run.path / "model.keras").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("where", ["end_batch", "end_validation"])
+def test_a_signal_at_the_last_batch_of_an_epoch_or_in_validation_loses_nothing(
+    tmp_path, weights_file, monkeypatch, where
+):
+    """Both leave an epoch whose batches are done, but whose validation is not."""
+    recipe = small(tmp_path, weights_file, averaging={"ema": 0.9})
+    whole = workflow.fit(recipe, runs_dir=tmp_path / "runs", name="whole")
+    method = getattr(training._StageRun, where)
+
+    def signalled(self):
+        if where == "end_batch" and self.updates + 1 == 2 * self.plan.steps:
+            interrupts._caught = signal.SIGTERM
+        if where == "end_validation" and self.epoch == 1:
+            interrupts._caught = signal.SIGTERM
+        method(self)
+        if where == "end_validation":
+            interrupts.check(lambda: self.save(at_validation=True))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._StageRun, where, signalled)
+        with pytest.raises(SystemExit) as stopped:
+            workflow.fit(recipe, runs_dir=tmp_path / "runs", name="one")
+    assert stopped.value.code == 143
+    run = Run(tmp_path / "runs" / "one")
+    position = Checkpoints(run.checkpoints_path).newest().position
+    assert (position.epoch, position.step) == (1, 5)
+    workflow.resume(run.path)
+    assert_same(whole.path, run.path)
+
+
+@pytest.mark.network
+def test_a_resumed_network_is_built_as_its_weights_want_it(tmp_path, broken_off, weights_file):
+    """torchvision's padding, epsilon and pixel rule differ, and no shape shows it."""
+    recipe = small(tmp_path, weights_file)
+    choice = {"name": "mobilenet_v2", "weights": "torchvision", "image_size": 32, "alpha": None}
+    backbone = recipe.backbone.model_copy(update=choice)
+    recipe = recipe.model_copy(update={"backbone": backbone})
+    whole = workflow.fit(recipe, runs_dir=tmp_path / "runs", name="whole")
+    run, _ = broken_off(4, recipe)
+    workflow.resume(run.path)
+    assert_same(whole.path, run.path)
+
+
+def test_random_weights_can_stand_in_the_network_of_any_tag():
+    model = models.image_classifier("mobilenet_v2", 3, weights="none:torchvision", image_size=32)
+    assert models.network_tag(model) == "torchvision"
+    paddings = [x.padding for x in models.layers_of(model) if isinstance(x, keras.layers.Conv2D)]
+    plain = models.image_classifier("mobilenet_v2", 3, weights="none", image_size=32)
+    assert models.network_tag(plain) == "none"
+    scales = [model.get_layer("pixels").get_config()["scale"] for model in (model, plain)]
+    assert scales[0] != scales[1]
+    assert "valid" in paddings
+
+
+@pytest.mark.parametrize("name", ["", ".", "../photos", "a/b"])
+def test_no_folder_but_a_run_can_be_meant(tmp_path, weights_file, name):
+    recipe = small(tmp_path, weights_file)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(RunError, match="run name"):
+        workflow.fit(recipe, runs_dir=tmp_path / "runs", name=name, resume=True)
+    assert len(list((tmp_path / "photos").rglob("*.jpg"))) == 36
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path, weights_file):
+    recipe = small(tmp_path, weights_file)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match=r"is not a run, and holds thesis\.tex; choose another"):
+        workflow.fit(recipe, runs_dir=tmp_path / "runs", name="mine", resume=True)
+    assert (tmp_path / "runs" / "mine" / "thesis.tex").exists()
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning(broken_off):
     run, _ = broken_off(4)
     newest = sorted(run.checkpoints_path.glob("step-*"))[-1]
@@ -371,7 +443,7 @@ def test_no_changed_byte_goes_unnoticed_where_it_changes_anything(tmp_path):
     damaged = 0
     for place in range(len(whole)):
         data = bytearray(whole)
-        data[place] ^= 0xFF
+        data[place] ^= 0xFF if place % 2 else 8
         path.write_bytes(data)
         try:
             found, notes = checkpoints.read(path)

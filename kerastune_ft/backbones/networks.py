@@ -27,6 +27,9 @@ from kerastune_ft.backbones.facts import Backbone, Pixels, Wheel
 from kerastune_ft.backbones.weights import CONVENTIONS
 from kerastune_ft.errors import ModelError, WeightsError
 
+RANDOM_AS = "none:"
+"""Before a tag: its network with random weights, for those that come from elsewhere."""
+
 
 def pixels(rule: Pixels, channels: int = 3, name: str = "pixels") -> keras.layers.Layer:
     """Returns the one layer that turns pixels in 0..255 into what the weights want.
@@ -91,7 +94,8 @@ def build(
     Args:
         row: Facts of the network.
         image_size: Height and width, in pixels.
-        weights: A tag of the row; `none` for random ones (repeatable after
+        weights: A tag of the row; `none` for random ones, `none:TAG` for random ones in the
+            network that the tag's weights want (both repeatable after
             `keras.utils.set_random_seed`); a `.weights.h5` or `.keras` file; or the folder of a
             former run. A file that names the network it holds (`row.tag`) is built as that tag
             wants, any other as `keras.applications` builds it.
@@ -117,6 +121,8 @@ def build(
 def _weighted(wanted: _Wanted, weights: str) -> keras.Model:
     """Builds a network of a row of this package with any of its weights."""
     row, alpha = wanted.row, wanted.alpha
+    if weights.startswith(RANDOM_AS):
+        return _network(wanted, weights.removeprefix(RANDOM_AS))
     if weights not in row.weights and weights != "none" and _is_path(weights):
         return _from_file(wanted, Path(weights))
     facts = row.weights_of(weights)
