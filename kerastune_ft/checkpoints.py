@@ -37,7 +37,7 @@ _DAMAGE = (
     OSError, KeyError, ValueError, TypeError, EOFError, NotImplementedError, RuntimeError,
     OverflowError, MemoryError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-_FORMAT = 1
+_FORMAT = 2
 # NumPy's file format has no name for these; they are stored as integers of their width.
 _CARRIERS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 

@@ -42,8 +42,8 @@ def divergence(rows: Sequence[Row]) -> str | None:
     what = "after unfreezing" if before and not inside else "within the stage"
     return (
         f"stage '{newest['stage']}': the loss rose from {reference:.4f} to {newest['loss']:.4f} "
-        f"{what}; try a learning rate of {newest['learning_rate'] / 5:.1g}, a longer "
-        "warmup_epochs, or fewer blocks at a time"
+        f"{what}; try a learning rate of {newest['learning_rate'] / 5:.1g} or what 'kft lr-find' "
+        "suggests, a longer warmup_epochs, or fewer blocks at a time"
     )
 
 
@@ -57,10 +57,11 @@ def verdict(rows: Sequence[Row], metric: str, mode: Literal["min", "max"]) -> di
 
     - unknown: no validation, or fewer than two epochs.
     - unstable: the last training loss is more than 1.5 times the lowest.
-    - overfitting: the validation loss has risen by a tenth from its lowest while the training
-      loss went on falling, and validation is worse than training.
-    - underfitting: both losses were still falling, by more than 2 % over the last epoch, when
-      training ended.
+    - overfitting: the validation loss has risen by a tenth, and by 0.02, from its lowest while the
+      training loss went on falling, and validation is worse than training.
+    - underfitting: the training loss has hardly fallen at all, by less than 2 %; or both losses
+      were still falling, by more than 2 % over the last epoch, when training ended. Not where the
+      training loss is below 0.05: there is nothing left to learn.
     - good: none of these.
 
     Training loss is measured with dropout and augmentation and while the weights move, validation
@@ -91,14 +92,28 @@ def verdict(rows: Sequence[Row], metric: str, mode: Literal["min", "max"]) -> di
             f"the training loss ended at {training[-1]:.4f} after {min(training):.4f}; lower the "
             "learning rates."
         )
-    elif risen > _RISE and training[-1] < training[low] and validation[-1] > training[-1]:
+    elif (
+        risen > _RISE
+        and validation[-1] - validation[low] > 0.02
+        and training[-1] < training[low]
+        and validation[-1] > training[-1]
+    ):
         found = "overfitting"
         reason = (
             f"the validation loss was lowest after epoch {rows[low]['epoch']} "
             f"({validation[low]:.4f}) and rose to {validation[-1]:.4f} while the training loss "
             "fell; stop earlier, train fewer blocks, augment more, or add dropout or weight decay."
         )
-    elif all(values[-1] < 0.98 * values[-2] for values in (training, validation)):
+    elif min(training) > max(0.98 * training[0], 0.05):
+        found = "underfitting"
+        reason = (
+            f"the training loss hardly fell (from {training[0]:.4f} to {min(training):.4f}): "
+            "nothing was learned; a higher learning rate ('kft lr-find' suggests one) or more "
+            "trainable blocks would help."
+        )
+    elif training[-1] > 0.05 and all(
+        values[-1] < 0.98 * values[-2] for values in (training, validation)
+    ):
         found = "underfitting"
         reason = (
             "both losses were still falling when training ended; more epochs, a higher learning "

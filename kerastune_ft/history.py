@@ -53,7 +53,7 @@ class History:
 def epoch_line(row: dict[str, Any], last_epoch: int) -> str:
     """Returns an epoch's row as one line for a terminal."""
     figures = [
-        f"{name} {value:.4f}"
+        f"{name} {value:.4f}" if abs(value) < 1e5 else f"{name} {value:.4g}"
         for name, value in row.items()
         if name not in ("epoch", "stage", "learning_rate", "seconds", "examples_per_second")
     ]

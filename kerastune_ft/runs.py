@@ -90,8 +90,8 @@ class Run:
             if not folder.is_dir():
                 raise RunError(f"runs folder '{folder}': it is a file, not a folder.") from error
             raise RunError(
-                f"run name '{name}' is already taken in '{folder}'; choose another --name, or "
-                f"remove '{folder / str(name)}'."
+                f"run name '{name}' is already taken in '{folder}'; go on with it by --resume, "
+                f"choose another --name, or remove '{folder / str(name)}'."
             ) from error
         except OSError as error:
             raise RunError(

@@ -160,11 +160,15 @@ class _Training:
             epoch = self.best.epochs[0][0]
             if epoch != self.history.best_epoch or epoch != self.history.rows[-1]["epoch"]:
                 states.set_weights(self.model, self.store.epoch(epoch))
+                value = self.best.epochs[0][1]
+                self.console.print(f"  back to epoch {epoch} ({self.best.monitor} {value:.4g})")
             self.history.best_epoch = epoch
 
     def _average(self) -> None:
         """Averages weights at the end of training, where the recipe wants it."""
         choice = self.recipe.train.averaging
+        if choice.ema is not None:
+            self.history.averaging["ema"] = {"momentum": choice.ema}
         if choice.soup and self.best and self.best.epochs:
             score = functools.partial(self._score, self.best)
             epochs = [epoch for epoch, _ in self.best.epochs]

@@ -465,7 +465,7 @@ def test_pickled_objects_are_refused(tmp_path):
 
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("notes.json", '{"format": 1, "dtypes": {"a": "object"}, "notes": {}}')
+        archive.writestr("notes.json", '{"format": 2, "dtypes": {"a": "object"}, "notes": {}}')
         with archive.open("0.npy", "w") as member:
             np.lib.format.write_array(member, np.array([print], object), allow_pickle=True)
     with pytest.raises(checkpoints.DamagedError, match="allow_pickle"):
