@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -28,6 +27,8 @@ from kerastune_ft import (
     predictions,
     recipe,
     recipe_checks,
+    showing,
+    training,
     workflow,
 )
 from kerastune_ft.data.labels import LABELS
@@ -467,10 +468,10 @@ def test_scores_on_which_thresholds_were_tuned_say_so(
     nothing = replace(splits.test, names=(), labels=splits.test.labels[:0])
     splits = replace(splits, test=nothing)
     again = Run.create(tmp_path, "again")
-    history = SimpleNamespace(rows=training_rows(), stopped_early=False)
+    history = training.History(rows=training_rows())
     scores = workflow._evaluate(again, chosen, model, splits, history)
     console = Console(record=True, width=300, file=io.StringIO())
-    workflow._show_scores(console, again, chosen, scores)
+    showing.show_scores(console, again, chosen, scores)
     assert words in console.export_text()
     # So does `kft evaluate`, which takes the same split then.
     monkeypatch.setattr(predictions, "_own_split", lambda *_: splits.validation)
@@ -501,7 +502,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_scores(
         row = replace(evaluation.EVALUATORS["image_multilabel"], draw=fail)
         monkeypatch.setitem(evaluation.EVALUATORS, "image_multilabel", row)
     again = Run.create(tmp_path, "again")
-    history = SimpleNamespace(rows=training_rows(), stopped_early=False)
+    history = training.History(rows=training_rows())
     with pytest.raises(ValueError, match="no picture"):
         workflow._evaluate(again, chosen, model, splits, history)
     assert again.read_json("scores")["test"]["examples"] == len(splits.test)
