@@ -114,6 +114,7 @@ def test_nothing_is_left_behind_and_two_tests_are_alike(photos):
     assert curves[0][0].losses != curves[0][1].losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v3_small"])
 def test_the_copy_is_the_same_function_and_shares_nothing(name):
     model = models.image_classifier(name, 3, weights="none", image_size=32, seed=0)
@@ -166,6 +167,7 @@ def test_a_change_is_seen(what):
     assert rate_finder.fingerprint(model) != before
 
 
+@pytest.mark.slow
 def test_a_fit_after_the_test_is_bit_for_bit_one_without(photos, tmp_path):
     recipe = make_recipe(photos, [{**HEAD, "trainable_blocks": 1, "batch_norm": "train"}])
     splits = data.load(recipe.data)
@@ -181,6 +183,7 @@ def test_a_fit_after_the_test_is_bit_for_bit_one_without(photos, tmp_path):
     assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, "balanced"])
 def test_batches_are_those_of_the_first_epochs_with_their_weights(weights, photos):
     for number in range(6):  # classes of unequal size
@@ -208,6 +211,7 @@ def test_batches_are_those_of_the_first_epochs_with_their_weights(weights, photo
     np.testing.assert_allclose(curve.losses, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_make_one_update_at_one_rate(photos):
     curves = []
     for size, count in ((9, 1), (3, 3)):
@@ -228,6 +232,7 @@ def test_accumulated_batches_make_one_update_at_one_rate(photos):
     np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_ten_times_the_loss_is_a_tenth_of_the_rate(photos, monkeypatch):
     row = TASKS["image_classification"]
     found = []
