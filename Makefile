@@ -11,6 +11,7 @@ slow:
 
 torture:
 	KFT_KILLS=50 pytest -m slow -n 0 tests/test_resume.py -k killed
+	KFT_EXHAUSTIVE=1 pytest -m slow -n 0 tests/test_strategies.py -k slowly
 
 lint:
 	ruff check .

@@ -477,11 +477,19 @@ def test_on_jax(name, jax):
     ask(jax, name)
 
 
+# Every strategy down to the stem, and every check on both backends: `make torture`.
+exhaustive = pytest.mark.skipif(
+    "KFT_EXHAUSTIVE" not in os.environ, reason="takes long; KFT_EXHAUSTIVE=1 runs it"
+)
+
+
+@exhaustive
 @pytest.mark.parametrize("name", checks(BACKEND, slow=True))
 def test_on_this_backend_slowly(name, jax_slow):
     script.check(name)
 
 
+@exhaustive
 @pytest.mark.parametrize("name", checks("jax", slow=True))
 def test_on_jax_slowly(name, jax_slow):
     ask(jax_slow, name)
