@@ -70,7 +70,7 @@ class Swap:
         """Makes the averages the weights, for good."""
         self.swap_out()
         for weight, average in self.pairs:
-            weight.assign(average)
+            weight.assign(np.array(keras.ops.convert_to_numpy(average)))
 
     def _exchange(self) -> None:
         for weight, average in self.pairs:

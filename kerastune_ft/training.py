@@ -266,7 +266,8 @@ class _StageRun:
         if former is not None:
             optimizers.carry_over(former, self.optimizer, continue_iterations=False)
             for weight, average in optimizers.averages(self.optimizer):
-                average.assign(weight)  # which may be those of an earlier epoch
+                # Which may be those of an earlier epoch; a copy, since JAX donates both buffers.
+                average.assign(states.array_of(weight))
         positives = None
         if training.class_weights is not None and training.task.weighs == "positives":
             positives = training.class_weights.tolist()
