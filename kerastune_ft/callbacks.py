@@ -7,7 +7,6 @@ print(audit.report)
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -15,12 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
-import numpy as np
 
 from kerastune_ft import models
 from kerastune_ft.errors import NotFiniteError, TrainingError
 from kerastune_ft.gradual import GradualUnfreezing as GradualUnfreezing
 from kerastune_ft.gradual import StageRates as StageRates
+from kerastune_ft.states import digest_of, sync
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +111,7 @@ class FreezeAudit(keras.callbacks.Callback):
             if normalises and models.statistics_move(layer):
                 role |= {id(v): "statistics" for v in layer.non_trainable_variables}
         self._before = {
-            path: (role.get(id(weight), "frozen"), _digest(weight))
+            path: (role.get(id(weight), "frozen"), digest_of(weight))
             for _, path, weight in models.named_weights(self.model)
         }
 
@@ -126,7 +125,7 @@ class FreezeAudit(keras.callbacks.Callback):
         trained_blocks: dict[str, None] = {}
         for block, path, weight in models.named_weights(self.model):
             role, digest = self._before[path]
-            moved = _digest(weight) != digest
+            moved = digest_of(weight) != digest
             if role == "trained":
                 trained_blocks[block] = None
                 if moved:
@@ -330,14 +329,3 @@ def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:
     """Sorts training before validation, and the loss before the metrics."""
     name = item[0]
     return name.startswith("val_"), not name.endswith("loss"), name
-
-
-def _digest(weight: keras.Variable) -> bytes:
-    array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-    return hashlib.sha256(array.tobytes()).digest()
-
-
-def sync(model: keras.Model) -> None:
-    """Brings the state of a running JAX fit back into the variables; a no-op elsewhere."""
-    if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()

@@ -106,6 +106,7 @@ def prepare(
     precision: Precision = "float32",
     hosts: int | None = None,
     accumulate_steps: int = 1,
+    join: bool = True,
 ) -> Devices:
     """Chooses the devices of a run and sets the precision. Once, before anything is built.
 
@@ -116,6 +117,7 @@ def prepare(
         precision: Keras's dtype policy.
         hosts: Processes that train one model together, JAX only; see `hosts.find`.
         accumulate_steps: As the recipe says, to refuse what does not go together.
+        join: Whether to meet the other hosts now; a mere plan does not.
 
     Raises:
         TrainingError: If the devices are not there, are in use already, or the backend cannot.
@@ -130,7 +132,7 @@ def prepare(
         kind, names, strategy = _prepare_tensorflow(device, replicas, accumulate_steps)
         place = None
     elif backend == "jax":
-        place = meeting.find(hosts) if hosts > 1 else None
+        place = meeting.find(hosts) if hosts > 1 and join else None
         kind, names, strategy = _prepare_jax(device, replicas, place)
     else:
         kind, names, strategy = _prepare_torch(device)

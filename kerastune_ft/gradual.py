@@ -10,7 +10,6 @@ slots, count and rate. Several devices, and what `optimizers.convert` does not k
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from kerastune_ft import models, optimizers
 from kerastune_ft.errors import ModelError, TrainingError, did_you_mean
 from kerastune_ft.models import BatchNorm, Block
+from kerastune_ft.states import digest_of, sync
 
 
 class GradualUnfreezing(keras.callbacks.Callback):
@@ -174,7 +174,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Changes to the stage of the epoch."""
-        _sync(self.model)
+        sync(self.model)
         self._audited = False
         if not self._begun:
             self._begun = True
@@ -190,7 +190,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Decides whether the stage is over, and if it is checks what moved."""
-        _sync(self.model)
+        sync(self.model)
         if self._stage + 1 < len(self._choices):
             length = self._lengths[self._stage]
             full = length is not None and epoch + 1 - self._first_epoch >= length
@@ -204,7 +204,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Checks what moved in the last stage, if fit ended without notice."""
         if self._begun and not self._audited:
-            _sync(self.model)
+            sync(self.model)
             self._audit()
         rate = _number(self.model.optimizer.learning_rate)
         self._left = (self.model.optimizer, rate, self.rate_factor**self._stage)
@@ -302,7 +302,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             warmup_steps=self.warmup_steps,
         )
         _multiply_rate(model.optimizer, factor)
-        self._digests = {id(weight): _digest(weight) for weight in model.weights}
+        self._digests = {id(weight): digest_of(weight) for weight in model.weights}
         self._watch = None
         if self.monitor is not None and stage + 1 < len(self._choices):
             self._watch = keras.callbacks.EarlyStopping(
@@ -337,7 +337,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def _audit(self) -> None:
         """Compares every weight with what it was when the stage began."""
         self._audited = True
-        moved = {id(x) for x in self.model.weights if _digest(x) != self._digests.get(id(x))}
+        moved = {id(x) for x in self.model.weights if digest_of(x) != self._digests.get(id(x))}
         trained = {id(x) for x in self.model.trainable_variables}
         may_move = trained | _states(self.model)
         wrong = [x.path for x in self.model.weights if id(x) in moved - may_move]
@@ -448,7 +448,7 @@ class StageRates(keras.callbacks.Callback):
         rate = self._rates[min(self._first_step + batch, len(self._rates) - 1)]
         if rate != self._set:
             # A JAX fit reads the variables again after it was synchronised, and only then.
-            _sync(self.model)
+            sync(self.model)
             self.model.optimizer.learning_rate = rate
             self._set = rate
 
@@ -587,14 +587,3 @@ def _inner(optimizer: Any) -> Any:
 
 def _number(variable: Any) -> float:
     return float(keras.ops.convert_to_numpy(variable))
-
-
-def _digest(weight: keras.Variable) -> bytes:
-    array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-    return hashlib.sha256(array.tobytes()).digest()
-
-
-def _sync(model: keras.Model) -> None:
-    """Brings the state of a running JAX fit back into the variables; a no-op elsewhere."""
-    if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()

@@ -26,10 +26,10 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state
 
-from kerastune_ft import files, models, optimizers
+from kerastune_ft import files, models
 from kerastune_ft.data import Splits, augmentation, images
 from kerastune_ft.errors import TrainingError, did_you_mean
-from kerastune_ft.recipe import Recipe, Train
+from kerastune_ft.recipe import Recipe
 from kerastune_ft.stages import StagePlan, plan
 from kerastune_ft.tasks import TASKS
 
@@ -129,7 +129,7 @@ def find(
             chosen.enter(twin)
             models.set_stochastic_depth(twin, train.stochastic_depth)
             loss = task.loss(recipe.task, splits.outputs, weights.get("positives"))
-            twin.compile(_optimizer(twin, train, chosen), loss)
+            twin.compile(chosen.optimizer(twin, train, chosen.stage.learning_rate), loss)
             stream = images.dataset(
                 splits.train.content,
                 splits.train.labels,
@@ -237,21 +237,6 @@ def _chosen(plans: list[StagePlan], stage: str | int | None) -> list[StagePlan]:
             f"expected 1 to {len(plans)}, or one of {', '.join(names)}."
         )
     return plans if stage is None else [known[str(stage)]]
-
-
-def _optimizer(model: keras.Model, train: Train, one: StagePlan) -> keras.optimizers.Optimizer:
-    optimizer = optimizers.make(
-        one.stage.optimizer or train.optimizer,
-        one.stage.learning_rate,
-        rates=one.rates(model),
-        accumulate_steps=train.accumulate_steps,
-        pull=train.l2_sp,
-        unpulled=[weight.path for weight in models.blocks(model)[-1].weights],
-    )
-    if train.precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    optimizer.build(model.trainable_variables)
-    return optimizer
 
 
 def _climb(

@@ -127,13 +127,16 @@ class Stage(Section):
     )
 
 
+StrategyName = Literal[
+    "linear_probe", "full", "lp_ft", "gradual", "progressive", "discriminative", "surgical",
+    "bitfit",
+]  # fmt: skip
+
+
 class Strategy(Section):
     """Writes the list of stages; 'kft plan RECIPE --stages' prints it, to be edited."""
 
-    name: Literal[
-        "linear_probe", "full", "lp_ft", "gradual", "progressive", "discriminative", "surgical",
-        "bitfit",
-    ] = Field(description="'kft ls strategies' explains them.")  # fmt: skip
+    name: StrategyName = Field(description="'kft ls strategies' explains them.")
     epochs: Count = Field(default=10, description="Of all stages together.")
     head_epochs: Count | None = Field(
         default=None,
@@ -219,13 +222,7 @@ class Train(Section):
     optimizer: Optimizer = Field(default=Optimizer(), description="The update rule of every stage.")
     strategy: (
         Annotated[
-            Annotated[
-                Literal[
-                    "linear_probe", "full", "lp_ft", "gradual", "progressive", "discriminative",
-                    "surgical", "bitfit",
-                ],
-                Tag(NAME),
-            ]
+            Annotated[StrategyName, Tag(NAME)]
             | Annotated[Strategy, Tag(SETTINGS)],
             Discriminator(name_or_settings),
         ]

@@ -88,9 +88,8 @@ def _changed(recipe: Recipe, run: Run) -> list[str]:
     pairs = (dict(_flat(side.model_dump())) for side in (ours, theirs))
     one, other = pairs
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    if (
-        not row.cuts and recipe.train.strategy is not None
-    ):  # how many stages a strategy writes is known when the network is built
+    # How many stages a strategy writes for a preset is known when the network is built.
+    if not row.cuts and recipe.train.strategy is not None:
         keys = [key for key in keys if not key.startswith(("train.stages", "train.strategy"))]
     return keys
 

@@ -6,13 +6,14 @@ set_weights(model, arrays)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from kerastune_ft import callbacks, files
+from kerastune_ft import files
 from kerastune_ft.checkpoints import Arrays
 from kerastune_ft.errors import TrainingError
 
@@ -33,7 +34,7 @@ def save(model: keras.Model, run: Run) -> None:
     Raises:
         TrainingError: If the disk is full; the file that was there before is whole.
     """
-    callbacks.sync(model)
+    sync(model)
     bare = keras.Model(model.inputs, model.outputs, name=model.name)
     try:
         with files.replacing(run.model_path) as path:
@@ -68,6 +69,17 @@ def values(kind: str, variables: list[keras.Variable]) -> Arrays:
 def array_of(variable: keras.Variable) -> Any:
     """Returns a copy of a variable as an array."""
     return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def digest_of(variable: keras.Variable) -> bytes:
+    """Returns the sha256 of a variable's value."""
+    return hashlib.sha256(array_of(variable).tobytes()).digest()
+
+
+def sync(model: keras.Model) -> None:
+    """Brings the state of a running JAX fit back into the variables; a no-op elsewhere."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
 
 
 def assign(variables: dict[str, keras.Variable], arrays: Arrays) -> None:

@@ -261,7 +261,9 @@ class _StageRun:
         self.plan.enter(self.model)
         if train_.stochastic_depth:
             models.set_stochastic_depth(self.model, train_.stochastic_depth)
-        self.optimizer = self._optimizer()
+        self.optimizer = self.plan.optimizer(
+            self.model, train_, self.plan.schedule(), average=train_.averaging.ema
+        )
         former = training.optimizer
         if former is not None:
             optimizers.carry_over(former, self.optimizer, continue_iterations=False)
@@ -288,25 +290,6 @@ class _StageRun:
             # A head that nothing has trained yet is nothing to go back to.
             training.start = "whole" if self.number else "backbone"
         training.console.print(headline(self.number + 1, len(training.plans), self.plan))
-
-    def _optimizer(self) -> keras.optimizers.Optimizer:
-        stage, train_ = self.plan.stage, self.training.recipe.train
-        *_, head = models.blocks(self.model)
-        optimizer = optimizers.make(
-            stage.optimizer or train_.optimizer,
-            self.plan.schedule(),
-            rates=self.plan.rates(self.model),
-            accumulate_steps=train_.accumulate_steps,
-            average=train_.averaging.ema,
-            pull=train_.l2_sp,
-            unpulled=[weight.path for weight in head.weights],
-        )
-        if train_.precision == "mixed_float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        # Keras would create the slots while it traces the train step, and TensorFlow traces a
-        # step that creates variables twice: this halves the time to the first step.
-        optimizer.build(self.model.trainable_variables)
-        return optimizer
 
     def _callbacks(self, train_: Train) -> stage_callbacks.StageCallbacks:
         training, plan_ = self.training, self.plan
@@ -427,7 +410,7 @@ class _StageRun:
 
     def save(self, at_validation: bool = False) -> None:
         """Writes a checkpoint, unless a weight is not finite."""
-        callbacks.sync(self.model)
+        states.sync(self.model)
         training, model = self.training, self.model
         with self.average.out():
             arrays = states.values("model", model.variables)
@@ -523,7 +506,7 @@ class _StageRun:
 
     def _note_logs(self) -> None:
         if self.logs is None:
-            callbacks.sync(self.model)
+            states.sync(self.model)
             found = self.model.get_metrics_result()
             self.logs = {k: float(keras.ops.convert_to_numpy(v)) for k, v in found.items()}
 
@@ -532,7 +515,7 @@ class _StageRun:
         training = self.training
         self.epoch += 1
         self.first_step, self.logs = 0, None
-        callbacks.sync(self.model)
+        states.sync(self.model)
         best = training.best
         with self.average.inside():
             if best and best.monitor in logs and best.offer(self.epoch, logs[best.monitor]):

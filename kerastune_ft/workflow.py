@@ -134,6 +134,8 @@ def _resume(run: Run, console: Console) -> Run:
         return run
     with contextlib.ExitStack() as stack:
         recipe = recipes.load(run.recipe_path)
+        if recipe.train.hosts == 1:  # of several, only the first one works on the run itself
+            stack.enter_context(run.locked())
         store = Checkpoints(run.checkpoints_path, recipe.train.checkpoint.keep)
         # Hosts meet in `_prepare`: all have read by then what the first one is going to replace.
         state = store.newest(lambda line: console.print(f"  [yellow]warning[/]  {escape(line)}"))
@@ -145,7 +147,8 @@ def _resume(run: Run, console: Console) -> Run:
         elif copied is not None:
             copied.discard()
         console = _own(console, devices_)
-        stack.enter_context(run.locked())
+        if recipe.train.hosts > 1:
+            stack.enter_context(run.locked())
         run.sweep()
         resuming.show_changes(console, run)
         splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
@@ -197,7 +200,7 @@ def _own(console: Console, devices_: devices.Devices) -> Console:
     return Console(quiet=True) if devices_.rank else console
 
 
-def _prepare(recipe: Recipe) -> devices.Devices:
+def _prepare(recipe: Recipe, join: bool = True) -> devices.Devices:
     """Chooses devices, precision and seeds, before anything is built."""
     train = recipe.train
     found = devices.prepare(
@@ -206,6 +209,7 @@ def _prepare(recipe: Recipe) -> devices.Devices:
         precision=train.precision,
         hosts=train.hosts,
         accumulate_steps=train.accumulate_steps,
+        join=join,
     )
     devices.shard(recipe.data.batch_size, found)
     devices.set_seed(train.seed, train.deterministic)
@@ -229,7 +233,7 @@ def plan(recipe: Recipe, console: Console) -> None:
         recipe: From `recipe.load`.
         console: Where to.
     """
-    devices_ = _prepare(recipe)
+    devices_ = _prepare(recipe, join=False)
     recipe = resuming.resolved(recipe)
     splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
     showing.show_data(console, splits)

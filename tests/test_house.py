@@ -18,7 +18,7 @@ LEVELS = [
     {"recipe", "recipe_checks", "recipe_training", "recipe_tree", "recipe_values"},
     {"losses", "tasks", "schedules", "optimizers", "strategies", "runs", "devices", "starters"},
     {"data"},
-    {"heads", "models"},
+    {"heads", "models", "states"},
     {
         "averaging",
         "callbacks",
@@ -29,7 +29,7 @@ LEVELS = [
         "stages",
         "stopping",
     },
-    {"history", "states"},
+    {"history"},
     {"rate_finder", "training"},
     {"evaluation", "figures"},
     {"predictions", "showing"},
