@@ -27,6 +27,13 @@ SLOW = {
     "other_callbacks_count_on_over_the_stages",
     "rates_set_by_batch_equal_the_schedule",
     "rates_by_batch_and_unfreezing_work_together",
+    "nested_models_are_grouped_by_their_own_name_or_their_layers",
+    "the_rate_is_multiplied_at_each_stage",
+    "depth_decays_the_rate_of_a_block",
+    "a_saved_model_reloads_with_its_optimizer_and_trains_on_alike",
+    "backup_and_restore_resumes_weights_and_stage",
+    "a_stage_starts_from_the_best_epoch_of_the_one_before",
+    "a_second_stage_with_the_same_weights_keeps_the_train_function",
 }
 
 

@@ -252,6 +252,7 @@ def test_every_checkpoint_of_a_run_leads_to_the_same_end(broken_off, tmp_path, w
     assert (run.path / "model.keras").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["end_batch", "end_validation"])
 def test_a_signal_at_the_last_batch_of_an_epoch_or_in_validation_loses_nothing(
     tmp_path, weights_file, monkeypatch, where
@@ -385,6 +386,7 @@ def test_two_processes_cannot_work_on_one_run(broken_off):
     workflow.resume(run.path)  # a killed process holds nothing
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     broken_off, tmp_path, weights_file, monkeypatch
 ):
