@@ -159,7 +159,9 @@ def schema() -> None:
 
 @main.command()
 @click.argument("run", type=_RUN)
-@click.option("--data", "path", help="A folder of class sub-folders, or a CSV file.")
+@click.option(
+    "--data", "path", help="A folder of class sub-folders, or a table as the run's data is."
+)
 def evaluate(run: Path, path: str | None) -> None:
     """Scores a RUN again, on its test split or on other data."""
     from kerastune_ft.runs import Run
@@ -176,14 +178,21 @@ def evaluate(run: Path, path: str | None) -> None:
 
 @main.command()
 @click.argument("run", type=_RUN)
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, help="A text itself; can be given repeatedly.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="A .csv or .jsonl file; CSV on the terminal by default.",
 )
-def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
-    """Predicts files or folders of pictures with a RUN's model."""
+def predict(
+    run: Path, paths: tuple[Path, ...], texts: tuple[str, ...], output: Path | None
+) -> None:
+    """Predicts pictures or texts with a RUN's model.
+
+    Pictures are files or folders; texts are tables with the columns of the run's data, files with
+    a text a line, or `--text`.
+    """
     from kerastune_ft import files
     from kerastune_ft.runs import Run
 
@@ -195,7 +204,7 @@ def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
     _workflow()
     from kerastune_ft import predictions
 
-    rows = predictions.predict(opened, paths)
+    rows = predictions.predict(opened, paths, texts)
     if output is None:
         good, failed = _write_rows(rows, sys.stdout, "csv")
     else:
@@ -204,6 +213,8 @@ def predict(run: Path, paths: tuple[Path, ...], output: Path | None) -> None:
         _say(f"{good} predictions written to {output}")
     if failed:
         what = "file is not a readable picture" if len(failed) == 1 else "files are not pictures"
+        if opened.tokenizer_path.is_file():
+            what = "text is empty" if len(failed) == 1 else "texts are empty"
         shown = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
         _say(f"{len(failed)} {what}: {shown}; 'error' in the output says why.")
         sys.exit(1)
@@ -437,7 +448,7 @@ def _write_rows(rows: Any, file: Any, form: str) -> tuple[int, list[str]]:
         if row["error"] is None:
             good += 1
         else:
-            failed.append(row["path"])
+            failed.append(row["path"] if "path" in row else row["row"])
         if form == "jsonl":
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             continue

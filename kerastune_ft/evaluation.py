@@ -20,9 +20,10 @@ import keras
 import numpy as np
 from sklearn import metrics
 
-from kerastune_ft import figures
-from kerastune_ft.data import images
+from kerastune_ft import figures, text_evaluation
+from kerastune_ft.data import feeding
 from kerastune_ft.data.labels import join
+from kerastune_ft.data.texts import Tokens
 from kerastune_ft.tasks import TASKS, Outputs, mae_scale
 
 if TYPE_CHECKING:
@@ -43,16 +44,17 @@ class Evaluation:
         scores: `examples`, `loss` (without the weights of classes), the task's figures, and those
             of each class or target in `per_class` or `per_target`. `thresholds_tuned_here` is
             there, and true, where thresholds were tuned on this very split: the figures flatter.
-        rows: One per example: `path`, what is true and what the model says.
-        true: The labels, as in the split.
-        predicted: Probabilities `float64 (n, classes)`, or numbers `float64 (n, targets)`.
+        rows: One per example: `path`, or `row` and `text`; what is true and what the model says.
+        true: The labels, as in the split; tags or texts as such.
+        predicted: Probabilities `float64 (n, classes)`, numbers `float64 (n, targets)`, tags or
+            texts.
         outputs: What the model returns, with the thresholds that were used.
     """
 
     scores: Scores
     rows: list[Row]
-    true: np.ndarray
-    predicted: np.ndarray
+    true: Any
+    predicted: Any
     outputs: Outputs
 
 
@@ -88,6 +90,8 @@ class Evaluator:
         meanings: What a user reads of `scores`, `predictions` and the figure.
         figure: Name of the picture's file, without ending.
         draw: Draws it from labels, probabilities or numbers, and outputs.
+        places: Whether something is learned at every place of a text; then the figures come from
+            `text_evaluation`, and what is made of whole examples is not used.
     """
 
     activate: Callable[[np.ndarray], np.ndarray]
@@ -101,7 +105,8 @@ class Evaluator:
     columns: tuple[Column, ...]
     meanings: dict[str, str]
     figure: str
-    draw: Callable[[np.ndarray, np.ndarray, Outputs, Path, str], None]
+    draw: Callable[[Any, Any, Outputs, Path, str], None]
+    places: bool = False
 
 
 def evaluate(
@@ -124,17 +129,15 @@ def evaluate(
         tuned_here: Whether those of `outputs` were set by this split before.
     """
     how = EVALUATORS[recipe.task.name]
+    if how.places:
+        found = text_evaluation.evaluate_places(model, recipe, split, outputs)
+        return Evaluation(*found, outputs=outputs)
     width = len(outputs.names)
-    dataset = images.dataset(
-        split.content,
-        split.labels,
-        image_size=recipe.backbone.side,
-        channels=recipe.backbone.channels,
-        batch_size=recipe.data.batch_size,
-        num_classes=width,
-        resize=recipe.data.resize,
-    )
-    raw = np.asarray(model.predict(dataset.map(lambda pictures, labels: pictures), verbose=0))
+    dataset = feeding.dataset(split, recipe, width)
+    raw = np.asarray(model.predict(dataset.map(lambda inputs, labels: inputs), verbose=0))
+    order = feeding.plain_order(split)
+    if order is not None:
+        raw[order] = raw.copy()
     true, predicted = np.asarray(split.labels), how.activate(raw)
     loss = TASKS[recipe.task.name].loss(recipe.task, outputs, None)
     if tune:
@@ -146,10 +149,24 @@ def evaluate(
         **how.score(true, predicted, outputs),
     }
     rows = [
-        {"path": name, **how.compares(label, row, outputs)}
-        for name, label, row in zip(split.names, true, predicted, strict=True)
+        {**named, **how.compares(label, row, outputs)}
+        for named, label, row in zip(_named(split), true, predicted, strict=True)
     ]
     return Evaluation(scores, rows, true, predicted, outputs)
+
+
+def _named(split: Split) -> list[Row]:
+    """Returns what tells the examples of a split apart: the path, or the texts."""
+    if not isinstance(split.content, Tokens):
+        return [{"path": name} for name in split.names]
+    held = split.content.texts
+    rows: list[Row] = []
+    for name, text, other in zip(
+        split.names, held.first, held.second or (None,) * len(held), strict=True
+    ):
+        pair = {} if other is None else {"pair": other}
+        rows.append({"row": name.rpartition("#")[0], "text": text, **pair})
+    return rows
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -510,5 +527,47 @@ EVALUATORS: dict[str, Evaluator] = {
         },
         figure="predicted_against_true",
         draw=figures.draw_predicted_against_true,
+    ),
+}
+
+
+def _of_texts(row: Evaluator, **changes: Any) -> Evaluator:
+    """Returns how a task with texts is scored, given the same with pictures."""
+    meanings = {key: said.replace("picture", "text") for key, said in row.meanings.items()}
+    return replace(row, **{"meanings": meanings, **changes})
+
+
+_BY_CLASS = EVALUATORS["image_classification"]
+EVALUATORS |= {
+    "text_classification": _of_texts(_BY_CLASS),
+    "text_pair_classification": _of_texts(_BY_CLASS),
+    "text_multilabel": _of_texts(EVALUATORS["image_multilabel"]),
+    "text_regression": _of_texts(EVALUATORS["image_regression"]),
+    "token_classification": _of_texts(
+        _BY_CLASS,
+        headline=text_evaluation.headline_tags,
+        meanings={
+            "scores": "loss, F1 of entities, precision, recall",
+            "predictions": "every test text with its tags",
+            "figure": "which tags are taken for which",
+        },
+        draw=text_evaluation.draw_tags,
+        places=True,
+    ),
+    **dict.fromkeys(
+        ("text_to_text", "text_generation"),
+        _of_texts(
+            _BY_CLASS,
+            headline=text_evaluation.headline_written,
+            columns=(),
+            meanings={
+                "scores": "loss, perplexity, ROUGE, BLEU, exact match",
+                "predictions": "what the model writes for test texts",
+                "figure": "how many words are written and should be",
+            },
+            figure="lengths",
+            draw=text_evaluation.draw_lengths,
+            places=True,
+        ),
     ),
 }

@@ -19,7 +19,7 @@ import numpy as np
 
 from kerastune_ft.errors import ModelError, did_you_mean
 
-Pooling = Literal["avg", "max", "gem", "token"]
+Pooling = Literal["avg", "max", "gem", "token", "last"]
 
 LOGITS, STANDARDISED, UNITS = "logits", "standardised", "units"
 """Names of the last dense layer of a classifier and of a regressor, and of the regressor's
@@ -75,7 +75,8 @@ class Head:
     Args:
         name: Of the last dense layer.
         outputs: Its width, 1 or more.
-        pooling: How the features of all places become one vector; a key of `POOLINGS`.
+        pooling: How the features of all places become one vector; a key of `POOLINGS`, or of
+            `TEXT_POOLINGS` for texts.
         hidden: Widths of dense ReLU layers, 1 or more each.
         dropout: Share of the features dropped before each dense layer while training, 0 to 1.
         seed: Of first weights and of dropout; None takes Keras's global one.
@@ -94,22 +95,24 @@ class Head:
     units: Units | None = None
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
+        known = {**POOLINGS, **TEXT_POOLINGS}
+        if self.pooling not in known:
             raise ModelError(
-                f"pooling: expected {', '.join(POOLINGS)}, got '{self.pooling}'"
-                f"{did_you_mean(self.pooling, POOLINGS) or '.'}"
+                f"pooling: expected {', '.join(known)}, got '{self.pooling}'"
+                f"{did_you_mean(self.pooling, known) or '.'}"
             )
         if any(width < 1 for width in self.hidden):
             raise ModelError(f"hidden: expected widths of 1 or more, got {list(self.hidden)}.")
         if not 0 <= self.dropout < 1:
             raise ModelError(f"dropout: expected 0 or more and less than 1, got {self.dropout}.")
 
-    def apply(self, features: Any) -> Any:
+    def apply(self, features: Any, mask: Any = None) -> Any:
         """Puts the head on features.
 
         Args:
             features: A Keras tensor, `(batch, height, width, channels)` or
                 `(batch, tokens, channels)`.
+            mask: Of texts, `(batch, tokens)`: 1 where a token is, 0 where the batch is filled up.
 
         Returns:
             A Keras tensor, `float32 (batch, outputs)`.
@@ -117,7 +120,24 @@ class Head:
         Raises:
             ModelError: If the pooling does not fit features of this kind.
         """
-        x = _pooled(features, self.pooling)
+        x = _pooled(features, self.pooling) if mask is None else self._of_tokens(features, mask)
+        return self._layers(x)
+
+    def of_each(self, features: Any) -> Any:
+        """Puts the head on the features of every token: `(batch, tokens, outputs)`."""
+        return self._layers(features)
+
+    def _of_tokens(self, features: Any, mask: Any) -> Any:
+        if self.pooling not in TEXT_POOLINGS:
+            raise ModelError(
+                f"pooling: '{self.pooling}' is for pictures; expected {', '.join(TEXT_POOLINGS)}."
+            )
+        inputs = keras.Input(features.shape[1:], dtype=features.dtype)
+        real = keras.Input((None,), dtype="int32")
+        pooled = TEXT_POOLINGS[self.pooling](inputs, real)
+        return keras.Model([inputs, real], pooled, name="pooling")([features, mask])
+
+    def _layers(self, x: Any) -> Any:
         for number, width in enumerate(self.hidden, start=1):
             x = self._dropout(x, f"dropout_{number}")
             x = self._dense(x, width, f"hidden_{number}", "relu", None)
@@ -192,9 +212,41 @@ POOLINGS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _average_of_tokens(features: Any, mask: Any) -> Any:
+    real = keras.ops.cast(mask, features.dtype)[..., None]
+    return keras.ops.sum(features * real, axis=1) / keras.ops.maximum(
+        keras.ops.sum(real, axis=1), 1
+    )
+
+
+def _largest_of_tokens(features: Any, mask: Any) -> Any:
+    lowest = keras.ops.cast(-3e4, features.dtype)  # which float16 holds
+    return keras.ops.max(keras.ops.where(mask[..., None] > 0, features, lowest), axis=1)
+
+
+def _first_of_tokens(features: Any, mask: Any) -> Any:
+    return features[:, 0]
+
+
+def _last_of_tokens(features: Any, mask: Any) -> Any:
+    place = keras.ops.maximum(keras.ops.sum(mask, axis=1) - 1, 0)
+    return keras.ops.take_along_axis(features, place[:, None, None], axis=1)[:, 0]
+
+
+TEXT_POOLINGS: dict[str, Callable[[Any, Any], Any]] = {
+    "avg": _average_of_tokens,
+    "max": _largest_of_tokens,
+    "token": _first_of_tokens,
+    "last": _last_of_tokens,
+}
+"""Of texts; each looks at tokens alone, not at what fills a batch up."""
+
+
 def _pooled(features: Any, pooling: str) -> Any:
     """Returns `(batch, channels)`."""
     assert len(features.shape) in (3, 4), features.shape
+    if pooling not in POOLINGS:
+        raise ModelError(f"pooling: '{pooling}' is for texts; expected {', '.join(POOLINGS)}.")
     return POOLINGS[pooling](features)
 
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from kerastune_ft import backbones, starters, strategies
 from kerastune_ft import recipe as recipes
+from kerastune_ft.backbones import pairing
+from kerastune_ft.data import samples
 from kerastune_ft.errors import KftError, RecipeError, RunError, WeightsError, did_you_mean
 from kerastune_ft.runs import Run
-from kerastune_ft.tasks import TASKS
+from kerastune_ft.tasks import TASKS, TaskRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,9 +178,9 @@ def _backbone(row: backbones.Backbone) -> Row:
     return {
         "name": row.name,
         "family": row.family,
-        "image_size": row.image_size,
-        "smallest_side": row.smallest_side,
-        "blocks": len(row.cuts),
+        "image_size": row.image_size or None,
+        "smallest_side": row.smallest_side or None,
+        "blocks": len(row.cuts) or None,
         "cuts": list(row.cuts),
         "features": row.features,
         "parameters": row.parameters,
@@ -263,7 +265,28 @@ def _sources(_: Path) -> list[Row]:
             "path": "a TensorFlow Datasets name such as tf_flowers, or its prepared folder",
         },
         {"name": "sklearn", "path": "digits: 1,797 pictures that need no download"},
+        {
+            "name": "csv",
+            "path": "a table of texts (.csv, .tsv), or a folder with one per split: train.csv, ...",
+        },
+        {"name": "jsonl", "path": "the same with a JSON object a line; words with tags as lists"},
+        {"name": "parquet", "path": "the same as Parquet"},
+        {
+            "name": "text_folder",
+            "path": "a folder with a sub-folder of .txt files per class, or train/, test/ of them",
+        },
+        *({"name": "wheel", "path": f"{n}: {s.about}"} for n, s in samples.SAMPLES.items()),
     ]
+
+
+def _task(row: TaskRow) -> Row:
+    able = [b for b in backbones.BACKBONES.values() if pairing.refusal(b, row.name) is None]
+    texts = [backbone.name for backbone in able if backbone.language]
+    return {
+        "name": row.name,
+        "description": row.description,
+        "backbones": texts or ["all of pictures"],
+    }
 
 
 def _choices(annotation: Any) -> Callable[[Path], list[Row]]:
@@ -275,7 +298,7 @@ LISTS: dict[str, Callable[[Path], list[Row]]] = {
     "recipes": lambda _: starters.shipped(),
     "runs": _runs,
     "sources": _sources,
-    "tasks": lambda _: [{"name": t.name, "description": t.description} for t in TASKS.values()],
+    "tasks": lambda _: [_task(row) for row in TASKS.values()],
     "optimizers": _choices(recipes.Optimizer.model_fields["name"].annotation),
     "schedules": _choices(recipes.Stage.model_fields["schedule"].annotation),
     "strategies": lambda _: [

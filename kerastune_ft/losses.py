@@ -121,6 +121,69 @@ class LabelAUC(keras.metrics.AUC):
         return {"labels": self.num_labels, "name": self.name}
 
 
+class TokenCrossentropy(keras.losses.Loss):
+    """Computes the mean cross-entropy over the places of a batch where something is learned.
+
+    Every such place counts alike, whatever the length of its text.
+
+    Args:
+        label_smoothing: Share of each label spread evenly over all classes, 0..1.
+        name: Of the loss.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, name: str = "token_crossentropy") -> None:
+        super().__init__(name=name, reduction="sum_over_batch_size")
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Returns the loss of each example, `(batch,)`, such that their mean is that over places.
+
+        Args:
+            y_true: Class or token of every place, `(batch, length)`; below 0 where nothing is
+                learned.
+            y_pred: Logits, `(batch, length, classes)`.
+        """
+        logits = ops.cast(ops.convert_to_tensor(y_pred), "float32")
+        labels = ops.cast(y_true, "int32")
+        real = ops.cast(labels >= 0, logits.dtype)
+        shares = ops.log_softmax(logits, axis=-1)
+        picked = ops.take_along_axis(shares, ops.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+        if self.label_smoothing:
+            even = ops.mean(shares, axis=-1)
+            picked = (1 - self.label_smoothing) * picked + self.label_smoothing * even
+        batch = ops.cast(ops.shape(labels)[0], logits.dtype)
+        places = ops.maximum(ops.sum(real), 1.0)
+        return -ops.sum(picked * real, axis=-1) * batch / places
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        return {"label_smoothing": self.label_smoothing, "name": self.name}
+
+
+class TokenAccuracy(keras.metrics.Mean):
+    """Counts the places where the largest logit is the label, of those that have one.
+
+    Args:
+        name: Of the metric.
+    """
+
+    def __init__(self, name: str = "accuracy") -> None:
+        super().__init__(name=name)
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Counts a batch of labels `(batch, length)` and logits `(batch, length, classes)`."""
+        labels = ops.cast(y_true, "int32")
+        right = ops.cast(ops.argmax(y_pred, axis=-1), "int32") == labels
+        weights = ops.cast(labels >= 0, "float32")
+        if sample_weight is not None:
+            weights *= ops.reshape(ops.cast(sample_weight, "float32"), (-1, 1))
+        super().update_state(ops.cast(right, "float32"), sample_weight=weights)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        return {"name": self.name}
+
+
 def mean_absolute_error(scale: Sequence[float], name: str = "mae") -> keras.metrics.Metric:
     """Returns a metric: the mean absolute error over targets, each divided by its scale.
 

@@ -336,7 +336,7 @@ def unfreeze(
     chosen = select([block.name for block in body], blocks, model.name)
     # A container that is not trainable hides its layers' flags, and setting its flag would
     # overwrite them: the container first, then layer by layer.
-    network, _ = backbone_of(model)
+    network, row = backbone_of(model)
     model.trainable = True
     network.trainable = True
     if parameters == "biases" and batch_norm == "frozen":
@@ -344,6 +344,8 @@ def unfreeze(
     for index, block in enumerate(body):
         for layer in block.layers:
             _set_trainable(layer, index in chosen, batch_norm)
+            if row.language:
+                _set_dropout(layer, index in chosen)
             if parameters == "biases" and index in chosen:
                 for weight in layer.weights:
                     weight.trainable = weight.trainable and weight.name in ("bias", "beta")
@@ -451,7 +453,6 @@ def take_over_head(
     Raises:
         ModelError: If one of the models holds no known backbone.
     """
-    assert model.output_shape[-1] == len(names), (model.output_shape, names)
     ours, theirs = backbone_of(model)[1].name, backbone_of(former)[1].name
     if ours != theirs:
         return f"head is new: the former model stands on '{theirs}', this one on '{ours}'"
@@ -484,6 +485,14 @@ def _set_trainable(layer: keras.layers.Layer, value: bool, batch_norm: BatchNorm
             if batch_norm == "frozen":
                 part.trainable = False
             _hold_statistics(part, value and batch_norm == "affine")
+
+
+def _set_dropout(layer: keras.layers.Layer, on: bool) -> None:
+    """Lets the dropout inside a layer act, or not: frozen blocks give the same features always."""
+    for part in layer._flatten_layers():
+        if isinstance(part, keras.layers.Dropout):
+            built = vars(part).setdefault("_kft_rate", part.rate)
+            part.rate = built if on else 0.0
 
 
 def _hold_statistics(layer: keras.layers.BatchNormalization, hold: bool) -> None:

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from kerastune_ft import data, evaluation
+from kerastune_ft import data, evaluation, text_predictions
 from kerastune_ft import recipe as recipes
-from kerastune_ft.data import Split, images, tables
-from kerastune_ft.errors import DataError, RunError
+from kerastune_ft.backbones.tokenizers import Tokenizer
+from kerastune_ft.data import Split, images, tables, tokenizing
+from kerastune_ft.errors import DataError, KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS, Evaluation
 from kerastune_ft.recipe import Recipe
 from kerastune_ft.runs import Document, Run
@@ -66,29 +67,62 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
     """
     recipe, outputs = contract(run)
     split = _own_split(run, recipe) if path is None else _other_data(recipe, path, outputs)
+    tokenizer = tokenizer_of(run)
+    if tokenizer is not None:
+        tokens, _ = tokenizing.tokens_of(split, tokenizer, recipe)
+        split = replace(split, content=replace(tokens, tokenizer=tokenizer))
     tuned_here = path is None and split.name == "validation"
     model = load_model(run)
     found = evaluation.evaluate(model, recipe, split, outputs, tuned_here=tuned_here)
     return recipe, split, found
 
 
-def predict(run: Run, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Predicts pictures, one after the other, in batches.
+def tokenizer_of(run: Run) -> Tokenizer | None:
+    """Returns the tokenizer of a run that reads texts, None for pictures.
+
+    Raises:
+        RunError: If its file is missing or damaged.
+    """
+    recipe = recipes.load(run.recipe_path)
+    if TASKS[recipe.task.name].modality != "text":
+        return None
+    try:
+        return Tokenizer.load(run.tokenizer_path)
+    except KftError as error:
+        raise RunError(
+            f"'{run.tokenizer_path}' is missing or damaged: {error} Restore it, or run "
+            f"'kft fit {run.recipe_path}' again."
+        ) from error
+
+
+def predict(
+    run: Run, paths: Sequence[Path] = (), texts: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Predicts pictures or texts, one after the other, in batches.
 
     Args:
         run: A run with a model.
-        paths: Files, or folders whose files are taken in order of their names.
+        paths: Files, or folders whose files are taken in order of their names. Of texts: tables
+            with the columns of the run's data, or files with a text per line.
+        texts: Texts themselves.
 
     Yields:
-        `path`; what the model says: `predicted`, `probability` of one class, `p:<class>` for each
-        class, or `predicted:<target>` for each number; and `error`: None, or for a file that is
-        not a readable picture the reason, with the figures None.
+        `path`, or `row` and `text`; what the model says: `predicted`, `probability` of one class,
+        `p:<class>` for each class, or `predicted:<target>` for each number; and `error`: None, or
+        for a file that is not a readable picture, or no text, the reason, with the figures None.
 
     Raises:
         DataError: If a path does not exist or there is no file.
     """
     recipe, outputs = contract(run)
     how = EVALUATORS[recipe.task.name]
+    if TASKS[recipe.task.name].modality == "text":
+        model, tokenizer = load_model(run), tokenizer_of(run)
+        files = list(_files(paths))
+        yield from text_predictions.predict(model, recipe, outputs, tokenizer, files, texts)
+        return
+    if texts:
+        raise DataError("--text: this run's model sees pictures; give files or folders.")
     found = list(_files(paths))
     if not found:
         raise DataError("nothing to predict: expected at least one file or a folder with files.")
@@ -152,7 +186,8 @@ def _read(run: Run, name: Document, content: Callable[[Mapping[str, Any]], _Cont
 
 
 def _own_split(run: Run, recipe: Recipe) -> Split:
-    splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
+    task = TASKS[recipe.task.name]
+    splits = data.load(recipe.data, task.labels, task.modality)
     recorded = _read(run, "data", lambda record: record["split_fingerprint"])
     if splits.fingerprint != recorded:
         raise DataError(
@@ -165,6 +200,10 @@ def _own_split(run: Run, recipe: Recipe) -> Split:
 
 def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:
     kind, columns = TASKS[recipe.task.name].labels, tables.label_columns(recipe.data)
+    if TASKS[recipe.task.name].modality == "text":
+        source = text_predictions.source_of(Path(path).expanduser())
+        choice = recipe.data.model_copy(update={"source": source, "path": path})
+        return data.load_all(choice, outputs.names, kind, "text")
     if kind != "class" and not Path(path).expanduser().is_file():
         wrong = "is a folder" if Path(path).expanduser().is_dir() else "does not exist"
         expected = tables.first_few([recipe.data.image_column, *columns], 20)

@@ -27,7 +27,7 @@ import numpy as np
 from keras.src.backend.common import global_state
 
 from kerastune_ft import files, models
-from kerastune_ft.data import Splits, augmentation, images
+from kerastune_ft.data import Splits, feeding
 from kerastune_ft.errors import TrainingError, did_you_mean
 from kerastune_ft.recipe import Recipe
 from kerastune_ft.stages import StagePlan, plan
@@ -115,13 +115,11 @@ def find(
     check(steps, lowest, highest)
     ladder = [lowest * (highest / lowest) ** (step / (steps - 1)) for step in range(steps)]
     task, train = TASKS[recipe.task.name], recipe.train
-    choice, batch_size = recipe.backbone, recipe.data.batch_size
     weights: dict[str | None, Any] = {task.weighs: splits.class_weights(train.class_weight)}
     curves = []
     with _untouched(model):
-        augment = augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
         twin = _copy(model)
-        plans = plan(twin, train, len(splits.train), batch_size)
+        plans = plan(twin, train, feeding.steps(splits.train, recipe))
         for chosen in _chosen(plans, stage):
             show(chosen.name)
             for theirs, ours in zip(model.variables, twin.variables, strict=True):
@@ -130,18 +128,12 @@ def find(
             models.set_stochastic_depth(twin, train.stochastic_depth)
             loss = task.loss(recipe.task, splits.outputs, weights.get("positives"))
             twin.compile(chosen.optimizer(twin, train, chosen.stage.learning_rate), loss)
-            stream = images.dataset(
-                splits.train.content,
-                splits.train.labels,
-                image_size=choice.side,
-                channels=choice.channels,
-                batch_size=batch_size,
-                num_classes=len(splits.class_names),
-                resize=recipe.data.resize,
-                seed=train.seed,
-                shuffle=True,
+            stream = feeding.dataset(
+                splits.train,
+                recipe,
+                len(splits.class_names),
+                training=True,
                 epochs=range(math.ceil(steps * train.accumulate_steps / chosen.steps)),
-                augment=augment,
                 class_weights=weights.get("examples"),
             ).as_numpy_iterator()
             losses, diverged = _climb(twin, ladder, stream, train.accumulate_steps)

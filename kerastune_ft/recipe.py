@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from pydantic import Discriminator, Field, Tag, ValidationError
 
-from kerastune_ft import backbones, recipe_checks, recipe_tree
+from kerastune_ft import backbones, recipe_checks, recipe_text, recipe_tree
 from kerastune_ft.errors import RecipeError
 from kerastune_ft.recipe_checks import NAME, SETTINGS
 from kerastune_ft.recipe_training import Averaging as Averaging
@@ -47,14 +47,19 @@ from kerastune_ft.recipe_values import (
 class Task(Section):
     """What is learned: head, loss and labels."""
 
-    name: Literal["image_classification", "image_multilabel", "image_regression"] = Field(
+    name: Literal[
+        "image_classification", "image_multilabel", "image_regression", "text_classification",
+        "text_pair_classification", "text_multilabel", "text_regression", "token_classification",
+        "text_to_text", "text_generation",
+    ] = Field(
         default="image_classification",
-        description="One class per picture, any number of classes, or numbers.",
-    )
-    pooling: Literal["avg", "max", "gem", "token"] = Field(
-        default="avg",
+        description="What is learned; 'kft ls tasks' explains each.",
+    )  # fmt: skip
+    pooling: Literal["avg", "max", "gem", "token", "last"] | None = Field(
+        default=None,
         description="How the features of all places become one vector: mean, maximum, the "
-        "generalised mean of power 3 between the two, or a transformer's first token.",
+        "generalised mean of power 3 between the two, a transformer's first token, or its last; "
+        "null is what suits the weights, avg of pictures.",
     )
     hidden: tuple[Count, ...] = Field(
         default=(), description="Widths of dense ReLU layers between the features and the output."
@@ -68,13 +73,26 @@ class Task(Section):
     )
     loss: Literal["mse", "mae", "huber"] | None = Field(
         default=None,
-        description="What image_regression minimises, in standard deviations of each target; "
+        description="What a regression minimises, in standard deviations of each target; "
         "null is mse. The other tasks have one loss.",
+    )
+    learn_prompt: bool = Field(
+        default=False,
+        description="Whether text_generation learns data.text_column as well, or what follows it "
+        "alone.",
+    )
+    beams: Count = Field(
+        default=1,
+        description="Beginnings that text_to_text and text_generation follow at once when they "
+        "write; 1 always takes the likeliest token.",
+    )
+    max_new_tokens: Count = Field(
+        default=64, description="The longest text that is written for scores and samples."
     )
 
 
 class BackboneChoice(Section):
-    """The pre-trained network, its weights and the size of its pictures."""
+    """The pre-trained network, its weights and the size of its pictures or texts."""
 
     name: str = Field(
         description="Pre-trained network: a name of 'kft ls backbones', or keras_hub: and the name "
@@ -86,7 +104,9 @@ class BackboneChoice(Section):
     weights: Text | None = Field(
         default=None,
         description="A tag of the network (imagenet, ...), none for random weights, a .keras or "
-        ".weights.h5 file, or the folder of a former run; null takes the network's first tag.",
+        ".weights.h5 file, or the folder of a former run; null takes the network's first tag. Of "
+        "language: a preset of KerasHub, its address (kaggle://, hf://) or folder, a folder of "
+        "Hugging Face's, none for a tiny random network, none:WEIGHTS for a random one of a size.",
     )
     image_size: Count | tuple[Count, Count] | None = Field(
         default=None,
@@ -100,11 +120,24 @@ class BackboneChoice(Section):
     alpha: Positive | None = Field(
         default=None, description="Width multiplier of networks that have one; null is 1.0."
     )
+    sequence_length: Count | None = Field(
+        default=None,
+        description="The most tokens of a text that a network of language sees; batches of shorter "
+        "texts are shorter. null takes the network's usual length.",
+    )
+    dropout: ShareBelowOne = Field(
+        default=0.1, description="Inside unfrozen blocks of a network of language, 0 to 1."
+    )
+    reinitialize_blocks: Annotated[int, Ge(0)] = Field(
+        default=0,
+        description="Blocks from the top that begin with random weights, which can help when a "
+        "network of language has few examples.",
+    )
 
     @property
     def tag(self) -> str:
         """What `weights` says, or the network's first tag."""
-        return self.weights or next(iter(backbones.get(self.name).weights))
+        return self.weights or next(iter(backbones.get(self.name).weights), "none")
 
     @property
     def side(self) -> tuple[int, int]:
@@ -115,7 +148,10 @@ class BackboneChoice(Section):
     @property
     def weights_path(self) -> Path | None:
         """Where the weights are if a file or a former run is meant, None for a tag or `none`."""
-        if self.tag in {*backbones.get(self.name).weights, "none"}:
+        tag = self.tag
+        if tag in {*backbones.get(self.name).weights, "none"} or tag.startswith("none:"):
+            return None
+        if "://" in tag:
             return None
         return Path(self.tag)
 
@@ -189,25 +225,49 @@ AUGMENTATIONS: dict[str, Augment] = {
 class Data(Section):
     """Where examples come from and what happens to them before the network."""
 
-    source: Literal["image_folder", "image_csv", "tfds", "sklearn"] = Field(
-        description="Kind of the data; 'kft ls sources' explains them."
-    )
+    source: Literal[
+        "image_folder", "image_csv", "tfds", "sklearn", "csv", "jsonl", "parquet", "text_folder",
+        "wheel",
+    ] = Field(description="Kind of the data; 'kft ls sources' explains them.")  # fmt: skip
     path: Text = Field(
-        description="What to read: a folder of class folders, a CSV file, the name of a TensorFlow "
-        "Datasets set or its prepared folder, or a scikit-learn set (digits)."
+        description="What to read: a folder of class folders, a file, a folder with a file per "
+        "split, the name of a TensorFlow Datasets set or its prepared folder, or a set that is "
+        "part of scikit-learn (digits) or of a wheel (rotten_tomatoes)."
+    )
+    text_column: Text | None = Field(
+        default="text",
+        description="Column of the text; null where text_generation has no prompt.",
+    )
+    pair_column: Text | None = Field(
+        default=None, description="Column of the second text of a pair."
+    )
+    group_column: Text | None = Field(
+        default=None,
+        description="Column of what must not be on two sides of a split, such as the author.",
+    )
+    encoding: Text = Field(default="utf-8", description="Of text files, such as latin-1.")
+    truncation: Literal["head", "tail", "head_tail"] = Field(
+        default="head",
+        description="Which part of a text that is too long is kept: its beginning, its end, or a "
+        "quarter from the beginning and the rest from the end.",
+    )
+    batch_tokens: Count | None = Field(
+        default=None,
+        description="Tokens per training step, padding included, in place of batch_size: short "
+        "texts share larger batches.",
     )
     image_column: Text = Field(
         default="path", description="Column of the picture's path; image_csv only."
     )
     label_column: Text | tuple[Text, ...] = Field(
         default="label",
-        description="Column of the class name, of several names or of the number, as the task "
-        "wants; a list for classes marked 0 or 1, or for several numbers. Of image_csv; of tfds "
-        "the features that image_regression learns.",
+        description="Column of the class name, of several names, of the number or of the text to "
+        "be written, as the task wants; a list for classes marked 0 or 1, or for several numbers. "
+        "Of tables; of tfds the features that a regression learns.",
     )
     label_separator: Text = Field(
         default=";",
-        description="Between the names where one column holds several; image_multilabel only.",
+        description="Between the names where one column holds several; multilabel tasks only.",
     )
     batch_size: Count = Field(default=32, description="Examples per training step.")
     split: Split = Field(default=Split(), description="Shares for validation and test.")
@@ -398,7 +458,8 @@ def _resolve(tree: recipe_tree.Node, source: str, problems: list[recipe_tree.Pro
         found = error.errors(include_url=False, include_context=False)
         mistakes += recipe_checks.explain(Recipe, raw, found)
     wrong = [mistake.paths[0] for mistake in mistakes if mistake.spoils]
-    mistakes += recipe_checks.combinations(recipe_checks.Values(Recipe, raw, wrong))
+    values = recipe_checks.Values(Recipe, raw, wrong)
+    mistakes += [*recipe_checks.combinations(values), *recipe_text.combinations(values)]
     for mistake in mistakes:
         place, path = _blame(tree, source, mistake.paths)
         problems.append(recipe_tree.Problem(place, ".".join(map(str, path)), mistake.message))

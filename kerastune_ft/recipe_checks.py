@@ -233,7 +233,7 @@ def _all_keys(shape: Shape, prefix: str) -> Iterator[str]:
             yield from _all_keys(Shape(get_args(option.annotation)[0]), f"{prefix}N.")
 
 
-class _UnknownError(Exception):
+class UnknownError(Exception):
     """What a check wants to look at is itself wrong, and reported already."""
 
 
@@ -250,9 +250,9 @@ class Values:
         self.root, self.raw, self.wrong = root, raw, list(wrong)
 
     def __call__(self, *path: str | int) -> Any:
-        """Returns the value at a path; raises `_UnknownError` if it is one of the wrong ones."""
+        """Returns the value at a path; raises `UnknownError` if it is one of the wrong ones."""
         if any(path[: len(wrong)] == wrong for wrong in self.wrong):
-            raise _UnknownError
+            raise UnknownError
         value: Any = self.raw
         shape = Shape(self.root)
         for part in path:
@@ -282,7 +282,7 @@ def combinations(values: Values) -> Iterator[Mistake]:
         _averaging, _devices, _task, _labels,
     )  # fmt: skip
     for check in checks:
-        with suppress(_UnknownError):
+        with suppress(UnknownError):
             yield from check(values)
 
 
@@ -294,7 +294,7 @@ _ALPHA_PATH: KeyPath = ("backbone", "alpha")
 def _row(values: Values) -> Backbone:
     name = values(*_NAME_PATH)
     if name not in BACKBONES:  # a preset of KerasHub is checked when it is loaded
-        raise _UnknownError
+        raise UnknownError
     return BACKBONES[name]
 
 
@@ -323,6 +323,7 @@ def _weights(values: Values) -> Iterator[Mistake]:
         return
     row = backbones.get(name) if _is_preset(name) else _row(values)
     is_path = weights.endswith((".keras", ".weights.h5")) or "/" in weights or "\\" in weights
+    weights = weights.removeprefix("none:") if row.language else weights
     if weights in (*row.weights, "none") or is_path or Path(weights).is_dir():
         return
     tags = _list([*row.weights, "none"])
@@ -336,7 +337,7 @@ def _weights(values: Values) -> Iterator[Mistake]:
 def _alpha(values: Values) -> Iterator[Mistake]:
     row, alpha = _row(values), values(*_ALPHA_PATH)
     if not row.alphas:
-        if alpha is not None:
+        if alpha is not None and row.language is None:
             message = f"backbone '{row.name}' has no width multiplier; leave alpha out"
             yield Mistake((_ALPHA_PATH, _NAME_PATH), message)
         return
@@ -362,7 +363,11 @@ def _alpha(values: Values) -> Iterator[Mistake]:
 
 def _side(values: Values) -> Iterator[Mistake]:
     row, size = _row(values), values("backbone", "image_size")
-    if size is not None and min(size if isinstance(size, tuple) else (size,)) < row.smallest_side:
+    if (
+        row.language is None
+        and size is not None
+        and min(size if isinstance(size, tuple) else (size,)) < row.smallest_side
+    ):
         message = (
             f"backbone '{row.name}' needs a height and width of at least {row.smallest_side} "
             f"pixels, got {shown(size)}; its usual side is {row.image_size}"
@@ -387,15 +392,15 @@ def _stage_count(values: Values) -> int:
 
 def _optimizers(values: Values) -> Iterator[Mistake]:
     places: list[KeyPath] = [("train", "optimizer")]
-    with suppress(_UnknownError):
+    with suppress(UnknownError):
         places += (("train", "stages", i, "optimizer") for i in range(_stage_count(values)))
     for place in places:
-        with suppress(_UnknownError):
+        with suppress(UnknownError):
             clips: list[KeyPath] = [(*place, "global_clipnorm"), (*place, "clipnorm")]
             if values(*place) is not None and all(values(*clip) for clip in clips):
                 message = "clip by clipnorm or by global_clipnorm; Keras takes one of them"
                 yield Mistake(tuple(clips), message)
-        with suppress(_UnknownError):
+        with suppress(UnknownError):
             if values(*place) is None:
                 continue
             name, momentum = values(*place, "name"), values(*place, "momentum")
@@ -414,12 +419,12 @@ def _optimizers(values: Values) -> Iterator[Mistake]:
 def _stages(values: Values) -> Iterator[Mistake]:
     for i in range(_stage_count(values)):
         stage: KeyPath = ("train", "stages", i)
-        with suppress(_UnknownError):
+        with suppress(UnknownError):
             warmup, epochs = values(*stage, "warmup_epochs"), values(*stage, "epochs")
             if warmup >= epochs:
                 message = f"warmup_epochs must be less than epochs; they are {warmup} and {epochs}"
                 yield Mistake(((*stage, "warmup_epochs"), (*stage, "epochs")), message)
-        with suppress(_UnknownError):
+        with suppress(UnknownError):
             blocks, row = values(*stage, "trainable_blocks"), _row(values)
             if said := _blocks_mistake(blocks, row, "trainable_blocks"):
                 yield Mistake(((*stage, "trainable_blocks"), _NAME_PATH), said)
@@ -427,6 +432,8 @@ def _stages(values: Values) -> Iterator[Mistake]:
 
 def _blocks_mistake(blocks: Any, row: Backbone, key: str) -> str | None:
     """Says what is wrong with a choice of blocks, None if nothing is."""
+    if not row.cuts:  # of language: as many as the weights say
+        return None
     if isinstance(blocks, int):
         if blocks <= len(row.cuts):
             return None
@@ -459,7 +466,7 @@ def _strategy(values: Values) -> Iterator[Mistake]:
         yield Mistake((_STRATEGY_PATH, ("train", "stages")), message)
     if isinstance(choice, str):
         return
-    with suppress(_UnknownError):
+    with suppress(UnknownError):
         blocks, row = values(*_STRATEGY_PATH, "blocks"), _row(values)
         path: KeyPath = (*_STRATEGY_PATH, "blocks")
         if blocks is not None and (said := _blocks_mistake(blocks, row, "blocks")):
@@ -468,7 +475,7 @@ def _strategy(values: Values) -> Iterator[Mistake]:
         if isinstance(blocks, tuple) and name in ("gradual", "progressive"):
             message = f"{name} counts blocks from the top; surgical takes names"
             yield Mistake((path,), message)
-    with suppress(_UnknownError):
+    with suppress(UnknownError):
         plateau = values(*_STRATEGY_PATH, "transition") == "plateau"
         if plateau and values("train", "early_stopping") is None:
             message = "plateau needs train.early_stopping to say what is watched"
@@ -501,7 +508,7 @@ def _monitor(values: Values) -> Iterator[Mistake]:
     if values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
         return
     for place in _stoppings(values):
-        with suppress(_UnknownError):
+        with suppress(UnknownError):
             path: KeyPath = (*place, "monitor")
             monitor = values(*path)
             if monitor.startswith("val_"):
@@ -513,56 +520,52 @@ def _monitor(values: Values) -> Iterator[Mistake]:
 
 
 _TASK_PATH: KeyPath = ("task", "name")
-_METRICS = {
-    "image_classification": "accuracy",
-    "image_multilabel": "auc_pr",
-    "image_regression": "mae",
-}
+_METRICS = {"multilabel": "auc_pr", "regression": "mae"}
 
 
 def _task(values: Values) -> Iterator[Mistake]:
     """What a task has no use for."""
     task = values(*_TASK_PATH)
-    regression = task == "image_regression"
-    with suppress(_UnknownError):
-        if values("task", "pooling") == "token" and (row := _row(values)):
+    regression = task.endswith("_regression")
+    with suppress(UnknownError):
+        row = _row(values)
+        if values("task", "pooling") == "token" and row.language is None:
             message = f"'{row.name}' has a map of features and no token; expected avg, max or gem"
             yield Mistake((("task", "pooling"), _NAME_PATH), message)
-    with suppress(_UnknownError):
+    with suppress(UnknownError):
         if values("task", "loss") is not None and not regression:
-            message = f"task '{task}' has one loss; image_regression has several"
+            message = f"task '{task}' has one loss; regression has several"
             yield Mistake((("task", "loss"), _TASK_PATH), message)
-    with suppress(_UnknownError):
+    with suppress(UnknownError):
         if values("task", "label_smoothing") and regression:
             message = "numbers have no classes to spread over; leave label_smoothing out"
             yield Mistake((("task", "label_smoothing"), _TASK_PATH), message)
-    with suppress(_UnknownError):
+    with suppress(UnknownError):
         if values("train", "class_weight") is not None and regression:
             message = "numbers have no classes; leave class_weight out"
             yield Mistake((("train", "class_weight"), _TASK_PATH), message)
-    with suppress(_UnknownError):
+    with suppress(UnknownError):
         augment = values("data", "augment")
         if not isinstance(augment, str) and regression and values("data", "augment", "cutmix"):
             message = "a patch of another picture does not change a number in proportion; use mixup"
             yield Mistake((("data", "augment", "cutmix"), _TASK_PATH), message)
     for place in _stoppings(values):
-        with suppress(_UnknownError):
+        with suppress(UnknownError):
             path: KeyPath = (*place, "monitor")
             metric = values(*path).removeprefix("val_")
-            if metric not in ("loss", _METRICS[task]):
-                message = (
-                    f"task '{task}' has no '{metric}'; monitor val_loss or val_{_METRICS[task]}"
-                )
+            own = _METRICS.get(task.rpartition("_")[2], "accuracy")
+            if metric not in ("loss", own):
+                message = f"task '{task}' has no '{metric}'; monitor val_loss or val_{own}"
                 yield Mistake((path, _TASK_PATH), message)
 
 
 def _stoppings(values: Values) -> Iterator[KeyPath]:
     """Yields where settings of early stopping stand: for all stages, and for single ones."""
-    with suppress(_UnknownError):
+    with suppress(UnknownError):
         if values("train", "early_stopping") is not None:
             yield ("train", "early_stopping")
     for i in range(_stage_count(values)):
-        with suppress(_UnknownError):
+        with suppress(UnknownError):
             if not isinstance(values("train", "stages", i, "early_stopping"), str):
                 yield ("train", "stages", i, "early_stopping")
 
@@ -570,6 +573,10 @@ def _stoppings(values: Values) -> Iterator[KeyPath]:
 def _labels(values: Values) -> Iterator[Mistake]:
     """Whether the source can say what the task learns."""
     task, source = values(*_TASK_PATH), values("data", "source")
+    if not task.startswith("image_"):
+        return  # `recipe_text` knows
+    if source not in ("image_folder", "sklearn", "image_csv", "tfds"):
+        return
     if task != "image_classification" and source not in ("image_csv", "tfds"):
         message = f"source '{source}' gives one class per picture; {task} needs image_csv or tfds"
         yield Mistake((("data", "source"), _TASK_PATH), message)

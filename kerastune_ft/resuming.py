@@ -19,10 +19,12 @@ from rich.markup import escape
 from kerastune_ft import backbones, devices, models, strategies
 from kerastune_ft import recipe as recipes
 from kerastune_ft.checkpoints import State
-from kerastune_ft.errors import RecipeError, RunError
+from kerastune_ft.errors import ModelError, RecipeError, RunError
 from kerastune_ft.runs import Run, base_name, check_name
 
-_BEGINNING = {"environment.json", "data.json", "splits.csv", "status.json", ".lock"}
+_BEGINNING = {
+    "environment.json", "data.json", "splits.csv", "tokenizer.json", "status.json", ".lock",
+}  # fmt: skip
 
 if TYPE_CHECKING:
     import keras
@@ -161,6 +163,8 @@ def show_changes(console: Console, run: Run) -> None:
 def resolved(recipe: Recipe) -> Recipe:
     """Writes out the defaults that depend on the backbone."""
     row = backbones.get(recipe.backbone.name)
+    if row.language is not None:
+        return _resolved_text(recipe, row.language)
     alpha = recipe.backbone.alpha if recipe.backbone.alpha or not row.alphas else 1.0
     height, width = recipe.backbone.side
     size: Any = height if height == width else (height, width)
@@ -172,3 +176,18 @@ def resolved(recipe: Recipe) -> Recipe:
         update={"image_size": size, "alpha": alpha, "weights": recipe.backbone.tag}
     )
     return recipe.model_copy(update={"backbone": choice})
+
+
+def _resolved_text(recipe: Recipe, language: backbones.Language) -> Recipe:
+    from kerastune_ft.backbones import text_networks
+
+    row, choice = backbones.get(recipe.backbone.name), recipe.backbone
+    limit = text_networks.max_length(row, choice.tag)
+    length = choice.sequence_length or min(language.sequence_length, limit or 2**31)
+    if limit is not None and length > limit:
+        raise ModelError(
+            f"backbone.sequence_length: these weights of '{row.name}' have positions for {limit} "
+            f"tokens; expected {limit} or less, got {length}."
+        )
+    update = {"sequence_length": length, "weights": choice.tag}
+    return recipe.model_copy(update={"backbone": choice.model_copy(update=update)})

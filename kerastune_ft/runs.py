@@ -58,6 +58,11 @@ class Run:
 
     path: Path
 
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer of a run that reads or writes texts."""
+        return self.path / "tokenizer.json"
+
     @classmethod
     def create(cls, runs_dir: str | Path, name: str | None, default: str = "run") -> Run:
         """Makes a new run folder.

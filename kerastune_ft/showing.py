@@ -10,6 +10,7 @@ from rich.table import Table
 
 from kerastune_ft import backbones, devices, evaluation, models, training
 from kerastune_ft.backbones import weights
+from kerastune_ft.data import feeding
 from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.tasks import TASKS
 
@@ -32,6 +33,10 @@ def show_data(console: Console, splits: Splits) -> None:
     )
     origin = escape(f"{splits.source} {splits.path}")
     console.print(f"[bold]data[/]     {origin}: {counts}", highlight=False)
+    if splits.kind == "text":
+        console.print(f"         column '{escape(splits.class_names[0])}' is to be written")
+        show_findings(console, splits.findings)
+        return
     count = len(splits.class_names)
     one, several = ("target", "targets") if splits.targets else ("class", "classes")
     names = ", ".join(_described(splits)[:12]) + (" ..." if count > 12 else "")
@@ -68,20 +73,22 @@ def show_plan(
     devices_: devices.Devices,
 ) -> None:
     """Prints model, devices and a row per stage."""
-    plans = training.plan(model, recipe.train, len(splits.train), recipe.data.batch_size)
+    steps = feeding.steps(splits.train, recipe)
+    plans = training.plan(model, recipe.train, steps)
     blocks = models.blocks(model)
-    height, width = recipe.backbone.side
     console.print(
         f"[bold]model[/]    {recipe.backbone.name}, weights {escape(recipe.backbone.tag)}, "
-        f"{height}x{width}: {len(blocks) - 1} blocks, "
+        f"{_size(recipe)}: {len(blocks) - 1} blocks, "
         f"{sum(block.parameters for block in blocks):,} parameters",
         highlight=False,
     )
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     whole, each = devices.shard(recipe.data.batch_size, devices_)
     updates = recipe.train.accumulate_steps
+    tokens = recipe.data.batch_tokens
+    batch = f"{tokens} tokens" if tokens else f"{whole}"
     console.print(
-        f"[bold]devices[/]  {escape(devices_.describe())}; batches of {whole}"
+        f"[bold]devices[/]  {escape(devices_.describe())}; batches of {batch}"
         + (f", {each} per device" if each != whole else "")
         + (f", {updates} of them per update: {whole * updates} examples" if updates > 1 else ""),
         highlight=False,
@@ -110,6 +117,13 @@ def show_plan(
             f"{optimizer.name}, batch_norm {stage.batch_norm}",
         )
     console.print(table)
+
+
+def _size(recipe: Recipe) -> str:
+    if TASKS[recipe.task.name].modality == "text":
+        return f"{recipe.backbone.sequence_length} tokens"
+    height, width = recipe.backbone.side
+    return f"{height}x{width}"
 
 
 def _trained(stage_plan: training.StagePlan, blocks: int) -> str:
@@ -146,7 +160,8 @@ def show_evaluation(console: Console, recipe: Recipe, name: str, scores: dict[st
     for label, row in list(rows.items())[:_MOST_ROWS]:
         figures_ = (evaluation.shown(row[column.key], column.form) for column in how.columns)
         table.add_row(escape(label), *figures_)
-    console.print(table)
+    if rows:
+        console.print(table)
     if len(rows) > _MOST_ROWS:
         console.print(f"  and {len(rows) - _MOST_ROWS} more", highlight=False)
     first, *rest = how.headline(scores)
@@ -186,7 +201,7 @@ def show_missing_weights(console: Console, recipe: Recipe) -> None:
     choice = recipe.backbone
     row = backbones.get(choice.name)
     facts = row.weights.get(choice.tag)
-    if facts is None or row.family == backbones.HUB:
+    if facts is None or row.family == backbones.HUB or row.language:
         return
     if isinstance(facts.source, backbones.Wheel):
         if not is_cached(row, choice.tag):

@@ -1,6 +1,6 @@
 """What each stage will do, before it does it.
 
-plans = plan(model, recipe.train, examples=1257, batch_size=32)
+plans = plan(model, recipe.train, steps=40)
 plans[1].trainable_blocks, plans[1].rates(model)
 """
 
@@ -16,6 +16,7 @@ from kerastune_ft import models, optimizers, strategies
 from kerastune_ft.data import Splits, images
 from kerastune_ft.errors import TrainingError
 from kerastune_ft.recipe import EarlyStopping
+from kerastune_ft.tasks import TASKS
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe, Stage, Train
@@ -121,7 +122,8 @@ def check(recipe: Recipe, splits: Splits) -> None:
         TrainingError: If early stopping monitors a validation split that is empty.
     """
     splits.class_weights(recipe.train.class_weight)
-    images.check_channels(splits.all, recipe.backbone.channels)
+    if TASKS[recipe.task.name].modality == "image":
+        images.check_channels(splits.all, recipe.backbone.channels)
     if len(splits.validation):
         return
     train = recipe.train
@@ -140,21 +142,19 @@ def check(recipe: Recipe, splits: Splits) -> None:
         )
 
 
-def plan(model: keras.Model, train: Train, examples: int, batch_size: int) -> list[StagePlan]:
+def plan(model: keras.Model, train: Train, steps: int) -> list[StagePlan]:
     """Lists what each stage will train. Leaves the model as the first stage wants it.
 
     Args:
         model: Made by a builder.
         train: The recipe's `train`.
-        examples: In the training split.
-        batch_size: Examples per step.
+        steps: Per epoch, of `data.feeding.steps`.
 
     Raises:
         ModelError: If a stage asks for blocks that there are not.
         RecipeError: If a strategy does not fit the network.
     """
     plans: list[StagePlan] = []
-    steps = images.steps(examples, batch_size)
     *body, _ = models.blocks(model)
     for number, stage in enumerate(strategies.stages(train, len(body)), 1):
         name = stage.name or f"{number} {_describe(stage.trainable_blocks)}"

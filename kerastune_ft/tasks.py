@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kerastune_ft.recipe import Task
 
 
+Modality = Literal["image", "text"]
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What the numbers that a model returns stand for; a run keeps it beside the model.
@@ -42,6 +45,7 @@ class TaskRow:
     Args:
         name: As written in recipes.
         description: One line for `kft ls tasks`.
+        modality: What an example is.
         labels: Their kind, a key of `data.labels.LABELS`.
         weighs: What `train.class_weight` weighs: whole `examples` of a class, or in the loss the
             `positives` of each label; None where there are no classes.
@@ -55,7 +59,8 @@ class TaskRow:
 
     name: str
     description: str
-    labels: Literal["class", "classes", "numbers"]
+    modality: Modality
+    labels: Literal["class", "classes", "numbers", "text", "tags"]
     weighs: Literal["examples", "positives"] | None
     metric: str
     metric_mode: Literal["max", "min"]
@@ -90,6 +95,20 @@ def _standardised_error(
     return losses.StandardisedError(task.loss or "mse", outputs.std)
 
 
+def _token_crossentropy(
+    task: Task, outputs: Outputs, positive_weights: Sequence[float] | None
+) -> keras.losses.Loss:
+    from kerastune_ft import losses
+
+    return losses.TokenCrossentropy(task.label_smoothing)
+
+
+def _token_accuracy(outputs: Outputs) -> list[keras.metrics.Metric]:
+    from kerastune_ft import losses
+
+    return [losses.TokenAccuracy()]
+
+
 def _accuracy(outputs: Outputs) -> list[keras.metrics.Metric]:
     import keras
 
@@ -120,6 +139,7 @@ def mae_scale(outputs: Outputs) -> tuple[float, ...]:
 TASKS: dict[str, TaskRow] = {
     "image_classification": TaskRow(
         name="image_classification",
+        modality="image",
         description="one class per picture; softmax cross-entropy, accuracy",
         labels="class",
         weighs="examples",
@@ -131,6 +151,7 @@ TASKS: dict[str, TaskRow] = {
     ),
     "image_multilabel": TaskRow(
         name="image_multilabel",
+        modality="image",
         description="any number of classes per picture; sigmoid cross-entropy, area under the "
         "precision-recall curve, thresholds tuned on validation",
         labels="classes",
@@ -143,6 +164,7 @@ TASKS: dict[str, TaskRow] = {
     ),
     "image_regression": TaskRow(
         name="image_regression",
+        modality="image",
         description="one or several numbers per picture; squared, absolute or Huber error of "
         "standardised targets, mean absolute error",
         labels="numbers",
@@ -152,5 +174,94 @@ TASKS: dict[str, TaskRow] = {
         headline="r2",
         loss=_standardised_error,
         metrics=_absolute_error,
+    ),
+    "text_classification": TaskRow(
+        name="text_classification",
+        modality="text",
+        description="one class per text; softmax cross-entropy, accuracy",
+        labels="class",
+        weighs="examples",
+        metric="accuracy",
+        metric_mode="max",
+        headline="accuracy",
+        loss=_categorical_crossentropy,
+        metrics=_accuracy,
+    ),
+    "text_pair_classification": TaskRow(
+        name="text_pair_classification",
+        modality="text",
+        description="one class per pair of texts: inference, paraphrase; softmax cross-entropy, "
+        "accuracy",
+        labels="class",
+        weighs="examples",
+        metric="accuracy",
+        metric_mode="max",
+        headline="accuracy",
+        loss=_categorical_crossentropy,
+        metrics=_accuracy,
+    ),
+    "text_multilabel": TaskRow(
+        name="text_multilabel",
+        modality="text",
+        description="any number of classes per text; sigmoid cross-entropy, area under the "
+        "precision-recall curve, thresholds tuned on validation",
+        labels="classes",
+        weighs="positives",
+        metric="auc_pr",
+        metric_mode="max",
+        headline="macro_f1",
+        loss=_binary_crossentropy,
+        metrics=_area_under_curve,
+    ),
+    "text_regression": TaskRow(
+        name="text_regression",
+        modality="text",
+        description="one or several numbers per text or pair of texts; squared, absolute or Huber "
+        "error of standardised targets, mean absolute error",
+        labels="numbers",
+        weighs=None,
+        metric="mae",
+        metric_mode="min",
+        headline="r2",
+        loss=_standardised_error,
+        metrics=_absolute_error,
+    ),
+    "token_classification": TaskRow(
+        name="token_classification",
+        modality="text",
+        description="one class per word: names, parts of speech; softmax cross-entropy over first "
+        "tokens of words, accuracy, F1 of entities",
+        labels="tags",
+        weighs=None,
+        metric="accuracy",
+        metric_mode="max",
+        headline="f1",
+        loss=_token_crossentropy,
+        metrics=_token_accuracy,
+    ),
+    "text_to_text": TaskRow(
+        name="text_to_text",
+        modality="text",
+        description="writes a text for each text: translation, summary; cross-entropy of the next "
+        "token, ROUGE, BLEU, exact match",
+        labels="text",
+        weighs=None,
+        metric="accuracy",
+        metric_mode="max",
+        headline="rouge_l",
+        loss=_token_crossentropy,
+        metrics=_token_accuracy,
+    ),
+    "text_generation": TaskRow(
+        name="text_generation",
+        modality="text",
+        description="goes on with a text; cross-entropy of the next token, perplexity",
+        labels="text",
+        weighs=None,
+        metric="accuracy",
+        metric_mode="max",
+        headline="accuracy",
+        loss=_token_crossentropy,
+        metrics=_token_accuracy,
     ),
 }

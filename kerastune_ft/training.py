@@ -6,7 +6,7 @@ weights of the run before the next one begins. Epochs are counted over all stage
 order and augmentation follow from its number: a run that was killed goes on from its last
 checkpoint as if nothing had happened.
 
-    stages = plan(model, recipe.train, examples=1257, batch_size=32)
+    stages = plan(model, recipe.train, steps=40)
     history = train(model, recipe, splits, run, console)
 """
 
@@ -32,7 +32,7 @@ from kerastune_ft import (
     states,
 )
 from kerastune_ft.checkpoints import Arrays, Checkpoints, Position, State
-from kerastune_ft.data import Splits, augmentation, images
+from kerastune_ft.data import Splits, feeding
 from kerastune_ft.errors import NotFiniteError, TrainingError
 from kerastune_ft.history import History, audit_line, epoch_line, headline, show_epoch
 from kerastune_ft.stages import StagePlan, check, plan
@@ -98,7 +98,7 @@ class _Training:
         self.task = TASKS[recipe.task.name]
         self.history = History()
         self.store = Checkpoints(run.checkpoints_path, recipe.train.checkpoint.keep)
-        self.plans = plan(model, recipe.train, len(splits.train), recipe.data.batch_size)
+        self.plans = plan(model, recipe.train, feeding.steps(splits.train, recipe))
         moving = [p.name for p in self.plans if p.stage.batch_norm == "train"]
         if moving and self.machine.parts > 1:
             raise TrainingError(
@@ -210,19 +210,10 @@ class _Training:
         states.save(self.model, self.run)
         return f"The weights of {said} are in {self.run.model_path}."
 
-    def _data(self, split: Any, **options: Any) -> Any:
-        recipe = self.recipe
-        made = images.dataset(
-            split.content,
-            split.labels,
-            image_size=recipe.backbone.side,
-            channels=recipe.backbone.channels,
-            batch_size=recipe.data.batch_size,
-            num_classes=len(self.splits.class_names),
-            resize=recipe.data.resize,
-            **options,
-        )
-        return devices.distribute(made, self.machine, training="shuffle" in options)
+    def _data(self, split: Any, training: bool = False, **options: Any) -> Any:
+        width = len(self.splits.class_names)
+        made = feeding.dataset(split, self.recipe, width, training=training, **options)
+        return devices.distribute(made, self.machine, training=training)
 
 
 class _StageRun:
@@ -362,15 +353,10 @@ class _StageRun:
 
     def _fit_epochs(self, epochs: range, steps: int) -> None:
         training = self.training
-        recipe = training.recipe
         stream = training._data(
             training.splits.train,
-            seed=recipe.train.seed,
-            shuffle=True,
+            training=True,
             epochs=epochs,
-            augment=augmentation.Augmentation(
-                recipe.data.augmentation, recipe.backbone.side, recipe.backbone.channels
-            ),
             class_weights=training.class_weights if training.task.weighs == "examples" else None,
             first_step=self.first_step,
         )
@@ -392,8 +378,10 @@ class _StageRun:
         """Makes the variables of metrics, which Keras would make at the first step."""
         if getattr(self.model._compile_metrics, "built", False):
             return
-        shapes = [part.shape for part in stream.element_spec]
-        x, y = (np.zeros((1, *shape[1:]), "float32") for shape in shapes[:2])
+        x, y = keras.tree.map_structure(
+            lambda part: np.zeros([1, *(side or 1 for side in part.shape[1:])], "float32"),
+            tuple(stream.element_spec[:2]),
+        )
         self.model._compile_metrics.build(y, self.model(x, training=False))
 
     def _validate(self) -> None:

@@ -29,11 +29,14 @@ from kerastune_ft import (
     rate_finder,
     resuming,
     showing,
+    text_models,
     training,
 )
 from kerastune_ft import recipe as recipes
-from kerastune_ft.backbones import weights
+from kerastune_ft.backbones import text_networks, weights
 from kerastune_ft.checkpoints import Checkpoints, State
+from kerastune_ft.data import tokenizing
+from kerastune_ft.data.texts import Texts, Tokens
 from kerastune_ft.errors import KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.runs import Run
@@ -44,6 +47,7 @@ from kerastune_ft.tasks import TASKS
 if TYPE_CHECKING:
     import keras
 
+    from kerastune_ft.backbones.tokenizers import Tokenizer
     from kerastune_ft.data import Splits
     from kerastune_ft.recipe import Recipe
 
@@ -87,7 +91,7 @@ def fit(
         console = _own(console, devices_)
         with _new_run(runs_dir, name, default_name, devices_) as run, run.locked():
             recipe = resuming.resolved(recipe)
-            splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
+            splits = read(recipe)
             showing.show_data(console, splits)
             training.check(recipe, splits)
             _fetch_weights(recipe, console)
@@ -151,7 +155,7 @@ def _resume(run: Run, console: Console) -> Run:
             stack.enter_context(run.locked())
         run.sweep()
         resuming.show_changes(console, run)
-        splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
+        splits = read(recipe, predictions.tokenizer_of(run))
         showing.show_data(console, splits)
         resuming.check_same_data(run, splits)
         if state is None:
@@ -218,8 +222,12 @@ def _prepare(recipe: Recipe, join: bool = True) -> devices.Devices:
 
 def _without_weights(recipe: Recipe, tag: str) -> Recipe:
     """Asks for the network of weights that a checkpoint has."""
-    weights = "none" if backbones.get(recipe.backbone.name).family == backbones.HUB else ""
-    choice = recipe.backbone.model_copy(update={"weights": weights or f"none:{tag}"})
+    row = backbones.get(recipe.backbone.name)
+    weights = "none" if row.family == backbones.HUB else f"none:{tag}"
+    if row.language:  # the name of the network does not tell where its weights were
+        own = recipe.backbone.tag
+        weights = own if own.startswith("none") else f"none:{own}"
+    choice = recipe.backbone.model_copy(update={"weights": weights, "reinitialize_blocks": 0})
     return recipe.model_copy(update={"backbone": choice})
 
 
@@ -235,11 +243,14 @@ def plan(recipe: Recipe, console: Console) -> None:
     """
     devices_ = _prepare(recipe, join=False)
     recipe = resuming.resolved(recipe)
-    splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
+    splits = read(recipe)
     showing.show_data(console, splits)
     training.check(recipe, splits)
     choice = recipe.backbone
-    if choice.weights_path is None:
+    if TASKS[recipe.task.name].modality == "text":
+        if not choice.tag.startswith("none"):
+            choice = choice.model_copy(update={"weights": f"none:{choice.tag}"})
+    elif choice.weights_path is None:
         choice = choice.model_copy(update={"weights": "none"})
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
     _take_over_head(console, recipe, model, splits)
@@ -251,7 +262,9 @@ def stages_text(recipe: Recipe) -> str:
     """Returns the stages of a recipe as YAML that can be put in place of its strategy."""
     row = backbones.get(recipe.backbone.name)
     count = len(row.cuts)
-    if not count:  # of a preset the blocks are found in its graph
+    if row.language:
+        count = text_networks.layers_of_config(row, recipe.backbone.tag)
+    elif not count:  # of a preset the blocks are found in its graph
         network = models.image_classifier(row.name, 2, weights="none")
         count = len(models.blocks(network)) - 1
     return recipes.dump_stages(resuming.expanded(recipe, count))
@@ -261,6 +274,10 @@ def build(recipe: Recipe, splits: Splits) -> keras.Model:
     """Builds the model of a recipe for the classes or targets of its data."""
     choice, head, outputs = recipe.backbone, recipe.task, splits.outputs
     units = {"mean": outputs.mean, "std": outputs.std} if outputs.std else {}
+    if TASKS[head.name].modality == "text":
+        content = splits.train.content
+        assert isinstance(content, Tokens), type(content)
+        return text_models.of_recipe(recipe, len(outputs.names), content.tokenizer, units)
     return _BUILDERS[recipe.task.name](
         choice.name,
         len(outputs.names),
@@ -268,7 +285,7 @@ def build(recipe: Recipe, splits: Splits) -> keras.Model:
         image_size=choice.side,
         channels=choice.channels,
         alpha=choice.alpha,
-        pooling=head.pooling,
+        pooling=head.pooling or "avg",
         hidden=head.hidden,
         dropout=head.dropout,
         seed=recipe.train.seed,
@@ -283,10 +300,34 @@ _BUILDERS: dict[str, Callable[..., keras.Model]] = {
 }
 
 
+def read(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Splits:
+    """Reads and divides the data of a recipe, and makes tokens of texts.
+
+    Args:
+        recipe: From `resuming.resolved`.
+        tokenizer: Of the run that is gone on with; None takes that of the weights.
+    """
+    task = TASKS[recipe.task.name]
+    splits = data.load(recipe.data, task.labels, task.modality)
+    if task.modality != "text":
+        return splits
+    if tokenizer is None:
+        texts = splits.train.content
+        assert isinstance(texts, Texts), type(texts)
+        row = backbones.get(recipe.backbone.name)
+        known = [*texts.first, *(texts.second or ()), *_written(splits)]
+        tokenizer = tokenizing.tokenizer_of(row, recipe.backbone.tag, known)
+    return tokenizing.tokenized(splits, tokenizer, recipe)
+
+
+def _written(splits: Splits) -> list[str]:
+    return list(splits.train.labels) if splits.kind == "text" else []
+
+
 def _take_over_head(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
     """Begins with the head of a former run, if its folder gives the weights and it fits."""
     path = recipe.backbone.weights_path
-    if path is None:
+    if path is None or (path.is_dir() and not (path / "recipe.yaml").is_file()):
         return
     if not path.is_dir():
         console.print("[bold]head[/]     is new: only a former run's folder brings its head")
@@ -368,6 +409,9 @@ def _record_beginning(run: Run, recipe: Recipe, splits: Splits) -> None:
     run.write_json("environment", devices.environment())
     run.write_json("data", splits.record())
     splits.write(run.splits_path)
+    content = splits.train.content
+    if isinstance(content, Tokens) and content.tokenizer is not None:
+        content.tokenizer.save(run.tokenizer_path)
     run.write_recipe(recipes.dump(recipe))  # last: with it the run can be resumed
 
 
@@ -446,7 +490,7 @@ def find_rates(
     alone = recipe.train.model_copy(update={"replicas": 1, "hosts": 1})
     recipe = resuming.resolved(recipe.model_copy(update={"train": alone}))
     _prepare(recipe)
-    splits = data.load(recipe.data, TASKS[recipe.task.name].labels)
+    splits = read(recipe)
     showing.show_data(console, splits)
     training.check(recipe, splits)
     if run is None:
@@ -472,11 +516,18 @@ def find_rates(
     return curves
 
 
+def _shape(recipe: Recipe) -> tuple[int | None, ...]:
+    choice = recipe.backbone
+    if TASKS[recipe.task.name].modality == "text":
+        return (choice.sequence_length,)
+    return (*choice.side, choice.channels)
+
+
 def _check_same_network(path: Path, model: keras.Model, recipe: Recipe, splits: Splits) -> None:
     former, outputs = predictions.contract(Run.open(path))
     choice = recipe.backbone
-    theirs = (former.task.name, models.backbone_of(model)[1].name, model.input_shape[1:])
-    ours = (recipe.task.name, choice.name, (*choice.side, choice.channels))
+    theirs = (former.task.name, models.backbone_of(model)[1].name, _shape(former))
+    ours = (recipe.task.name, choice.name, _shape(recipe))
     if theirs != ours or outputs.names != splits.outputs.names:
         raise RunError(
             f"run '{path}': its model is for {theirs} and {', '.join(outputs.names[:5])}, the "

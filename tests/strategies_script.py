@@ -483,7 +483,7 @@ def a_step_goes_as_far_as_the_rate_of_its_block_says():
 def rates_follow_depth_and_the_head():
     model = small_model()
     choice = {"name": "discriminative", "learning_rate": 1e-3, "head_learning_rate": 5e-3}
-    (plan,) = training.plan(model, make_recipe(strategy=choice).train, 24, 8)
+    (plan,) = training.plan(model, make_recipe(strategy=choice).train, steps=3)
     rates = plan.rates(model)
     assert rates is not None
     assert set(rates) == {weight.path for weight in model.weights}
@@ -494,7 +494,7 @@ def rates_follow_depth_and_the_head():
         for weight in block.weights:
             assert abs(rates[weight.path] - 0.8**depth) < 1e-12, weight.path
     for name in ("full", "lp_ft", "gradual"):
-        plans = training.plan(model, make_recipe(strategy=name).train, 24, 8)
+        plans = training.plan(model, make_recipe(strategy=name).train, steps=3)
         assert all(plan.rates(model) is None for plan in plans)
 
 

@@ -285,7 +285,7 @@ def test_on_digits_the_suggestion_trains_and_a_hundred_times_of_it_does_not():
     ends = []
     for rate in (curve.suggestion, 100 * curve.suggestion):
         model.set_weights(start)
-        training.plan(model, recipe.train, len(splits.train), 32)
+        training.plan(model, recipe.train, steps=math.ceil(len(splits.train) / 32))
         model.compile(
             optimizers.make(recipe.train.optimizer, rate),
             TASKS["image_classification"].loss(recipe.task, splits.outputs, None),

@@ -78,7 +78,7 @@ def train(classifier, recipe, run, console=None):
 
 def test_the_plan_names_blocks_parameters_and_steps(classifier, photos):
     recipe = make_recipe(photos)
-    head, top = training.plan(classifier, recipe.train, examples=18, batch_size=8)
+    head, top = training.plan(classifier, recipe.train, steps=3)
     assert (head.name, head.trainable_blocks) == ("1 head", ("head",))
     assert head.trainable_parameters == 256 * 3 + 3
     assert top.trainable_blocks == ("conv_pw_12_relu", "conv_pw_13_relu", "head")
@@ -88,13 +88,13 @@ def test_the_plan_names_blocks_parameters_and_steps(classifier, photos):
 
 def test_stages_of_one_name_are_told_apart(classifier, photos):
     stages = [{**stage, "name": "mine"} for stage in STAGES]
-    plans = training.plan(classifier, make_recipe(photos, stages=stages).train, 18, 8)
+    plans = training.plan(classifier, make_recipe(photos, stages=stages).train, steps=3)
     assert [stage_plan.name for stage_plan in plans] == ["mine", "2 mine"]
 
 
 def test_each_stage_moves_what_the_plan_says_and_nothing_else(classifier, photos, run):
     recipe = make_recipe(photos, early_stopping=None)
-    plans = training.plan(classifier, recipe.train, 18, 8)
+    plans = training.plan(classifier, recipe.train, steps=3)
     before = snapshot(classifier)
     blocks = {path: block for block, path, _ in models.named_weights(classifier)}
     history = train(classifier, recipe, run)

@@ -11,14 +11,33 @@ the sides they accept, the licence - is a fact of the row or of its weights.
 
 from __future__ import annotations
 
-from kerastune_ft.backbones.facts import RAW, Backbone, Pixels, Training, Weights, Wheel
+from kerastune_ft.backbones.facts import (
+    RAW,
+    Backbone,
+    Language,
+    Pixels,
+    Training,
+    Weights,
+    Wheel,
+)
 from kerastune_ft.backbones.images import ROWS as IMAGE_ROWS
 from kerastune_ft.backbones.lite import ROWS as LITE_ROWS
+from kerastune_ft.backbones.text import ROWS as TEXT_ROWS
 from kerastune_ft.errors import ModelError, did_you_mean
 
-__all__ = ["BACKBONES", "HUB", "Backbone", "Pixels", "Training", "Weights", "Wheel", "get"]
+__all__ = [
+    "BACKBONES",
+    "HUB",
+    "Backbone",
+    "Language",
+    "Pixels",
+    "Training",
+    "Weights",
+    "Wheel",
+    "get",
+]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (*IMAGE_ROWS, *LITE_ROWS)}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (*IMAGE_ROWS, *LITE_ROWS, *TEXT_ROWS)}
 
 HUB = "keras_hub"
 """The family of `keras_hub:PRESET` backbones, whose rows are made when they are asked for."""

@@ -1,4 +1,4 @@
-"""The records that rows are made of: `Backbone`, `Weights`, `Pixels`, `Wheel`, `Training`.
+"""The records that rows are made of: `Backbone`, `Language`, `Weights`, `Pixels`, `Wheel`, ...
 
 Imports nothing heavy.
 """
@@ -66,6 +66,29 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Language:
+    """Holds what a network of text is like.
+
+    Args:
+        tokenizer: Kind of the vocabulary.
+        pooling: How the features of all tokens become one vector: that of the first token, of the
+            last one that is no padding, or their mean.
+        segments: Whether it takes `segment_ids`, which tell the first text of a pair from the
+            second.
+        sequence_length: Usual length for fine-tuning, in tokens.
+        causal: Whether a token sees only those before it.
+        decoder: Whether it has a decoder, and so can write text.
+    """
+
+    tokenizer: Literal["wordpiece", "bpe", "unigram"]
+    pooling: Literal["first", "last", "mean"]
+    segments: bool
+    sequence_length: int = 128
+    causal: bool = False
+    decoder: bool = False
+
+
+@dataclass(frozen=True)
 class Wheel:
     """Names one file inside one wheel of the package index; it is read, never installed.
 
@@ -76,6 +99,7 @@ class Wheel:
         member: Path inside the wheel.
         member_sha256: Of that file.
         size: Of the wheel, in bytes.
+        beside: Further files that are wanted, path inside the wheel to sha256.
     """
 
     package: str
@@ -84,6 +108,7 @@ class Wheel:
     member: str
     member_sha256: str
     size: int
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +119,7 @@ class Weights:
         pixels: The rule they were trained with, for the network as this package builds it:
             layers of the network's own that scale pixels are taken off.
         source: Where they come from: a `Wheel`, or the file name that Keras downloads, with
-            `{alpha}` and `{side}` to be filled in.
+            `{alpha}` and `{side}` to be filled in; for text the address of a KerasHub preset.
         licence: SPDX name.
         top1: Published ImageNet top-1 accuracy at alpha 1 and the row's side, 0..1; None where
             none was published.
@@ -102,6 +127,9 @@ class Weights:
         alphas: The width multipliers that exist; empty for a network without one.
         convention: How the network must be built for these weights to be right; see
             `backbones.weights.CONVENTIONS`.
+        pooling: Of text, where it is not the row's.
+        layers: How many transformer layers the network of these weights has, of the encoder
+            where there is a decoder; None where it has to be looked up, and for pictures.
     """
 
     pixels: Pixels
@@ -111,6 +139,8 @@ class Weights:
     sides: tuple[int, ...] = ()
     alphas: tuple[float, ...] = ()
     convention: Literal["keras", "torchvision"] = "keras"
+    pooling: Literal["first", "last", "mean"] | None = None
+    layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +164,8 @@ class Backbone:
         paper: Address.
         options: Further arguments of the builder.
         training: How its authors trained it, where they say.
+        language: What a network of text is like; None for pictures. Such a row has no sides, no
+            cuts (they follow from the weights' number of layers) and no pixel rule.
     """
 
     name: str
@@ -149,6 +181,7 @@ class Backbone:
     alphas: tuple[float, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
     training: Training | None = None
+    language: Language | None = None
 
     def weights_of(self, tag: str) -> Weights:
         """Returns the facts of a weights tag.
@@ -161,9 +194,17 @@ class Backbone:
             WeightsError: If the row has no such tag.
         """
         if tag == "none":
-            return next(iter(self.weights.values()))
+            unknown = Weights(pixels=RAW, source="", licence="none", top1=None)
+            return next(iter(self.weights.values()), unknown)
         if tag not in self.weights:
             tags = ", ".join([*self.weights, "none"])
+            if self.language is not None:
+                raise WeightsError(
+                    f"weights '{tag}' are unknown for backbone '{self.name}'"
+                    f"{did_you_mean(tag, self.weights) or '.'} It has {tags}; or give a folder of "
+                    "Hugging Face's or KerasHub's format or of a former run, a '.keras' file, or "
+                    "an address that begins with hf:// or kaggle://."
+                )
             raise WeightsError(
                 f"weights '{tag}' are unknown for backbone '{self.name}'"
                 f"{did_you_mean(tag, self.weights) or '.'} It has {tags}; or give the path of a "

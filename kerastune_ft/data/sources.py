@@ -60,30 +60,44 @@ def image_folder(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
     followed. Whatever decodes as a picture is one, whatever its extension.
     """
     _one_class_each(data, kind)
-    root = Path(data.path).expanduser()
+    findings = Findings()
+    files = class_files(data.path, "image_folder", findings)
+    return tabulate(data, [Example(*file) for file in files], findings, listed=False)
+
+
+def class_files(
+    place: str, source: str, findings: Findings
+) -> list[tuple[str, str, str | None, Path]]:
+    """Returns name, class, split or None, and path of the files in class folders, by name.
+
+    Args:
+        place: `data.path`.
+        source: That asks, for messages.
+        findings: Receives the folders without a file.
+
+    Raises:
+        DataError: If there are no class folders.
+    """
+    root = Path(place).expanduser()
     if not root.exists():
-        place = "" if root.is_absolute() else f" in {Path.cwd()}"
+        where = "" if root.is_absolute() else f" in {Path.cwd()}"
         raise DataError(
-            f"data.path: no folder '{root}'{place}{_near(root)}; give the folder of pictures."
+            f"data.path: no folder '{root}'{where}{_near(root)}; give the folder of class folders."
         )
     if not root.is_dir():
-        raise DataError(
-            f"data.path: '{root}' is a file; source image_folder reads a folder, "
-            "image_csv reads a table of paths."
-        )
-    findings = Findings()
-    examples = []
+        tables = "image_csv reads a table of paths" if source == "image_folder" else "csv reads one"
+        raise DataError(f"data.path: '{root}' is a file; source {source} reads a folder, {tables}.")
+    found = []
     for split, folder in _parts(root):
         for class_folder in _class_folders(folder, root):
             files = list(_walk(class_folder, ()))
             for path in files:
                 name = path.relative_to(root).as_posix()
-                examples.append(Example(name, class_folder.name, split, path))
+                found.append((name, class_folder.name, split, path))
             if not files:
                 name = class_folder.relative_to(root).as_posix()
                 findings.add("empty_class", "warn", "class folders without a file", name)
-    examples.sort(key=lambda example: example.name)
-    return tabulate(data, examples, findings, listed=False)
+    return sorted(found, key=lambda file: file[0])
 
 
 def image_csv(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,7 @@ def split(
     stratify: bool = True,
     seed: int = 0,
     official: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> NDArray[np.str_]:
     """Returns the split of each example: "train", "validation" or "test".
 
@@ -51,6 +54,8 @@ def split(
         stratify: Whether every class gives the same share.
         seed: Another seed, another division.
         official: The split of each example, if the data says.
+        groups: What each example belongs to: a group is never divided, and the shares are kept as
+            far as that allows.
     """
     numbers = np.asarray(labels)
     if official is not None:
@@ -63,8 +68,11 @@ def split(
             test=0.0 if "test" in present else test,
             stratify=stratify,
             seed=seed,
+            groups=None if groups is None else [groups[i] for i in training],
         )
         return splits
+    if groups is not None:
+        return _by_groups(numbers, groups, validation, test, stratify, seed)
     n = len(numbers)
     totals = {
         name: max(1, round(n * share)) if share > 0 else 0
@@ -85,6 +93,40 @@ def split(
         for group, start, count in zip(groups, taken, portions, strict=True):
             splits[group[start : start + count]] = name
         taken = taken + portions
+    return splits
+
+
+def _by_groups(
+    numbers: NDArray[Any],
+    groups: Sequence[str],
+    validation: float,
+    test: float,
+    stratify: bool,
+    seed: int,
+) -> NDArray[np.str_]:
+    """Divides whole groups, by scikit-learn's folds of about the size that is wanted."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    splits = np.full(len(numbers), "train", dtype="U10")
+    owners = np.asarray(groups)
+    for name, share in (("test", test), ("validation", validation)):
+        rest = np.flatnonzero(splits == "train")
+        if not share or not len(rest):
+            continue
+        wanted = share * len(numbers) / len(rest)
+        folds = max(2, round(1 / wanted))
+        if len(np.unique(owners[rest])) < folds:
+            raise DataError(
+                f"data.split: {len(np.unique(owners[rest]))} groups are too few for a {name} split "
+                f"of {share:g}; set data.split.{name}=0, or leave data.group_column out."
+            )
+        kind = StratifiedGroupKFold if stratify and numbers.ndim == 1 else GroupKFold
+        folded = kind(n_splits=folds, shuffle=True, random_state=seed)
+        labels = numbers[rest] if numbers.ndim == 1 else np.zeros(len(rest))
+        with warnings.catch_warnings():  # a rare class is said elsewhere
+            warnings.simplefilter("ignore", UserWarning)
+            _, chosen = next(folded.split(rest, labels, owners[rest]))
+        splits[rest[chosen]] = name
     return splits
 
 

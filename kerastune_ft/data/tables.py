@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kerastune_ft.data import inspection
 from kerastune_ft.data.labels import LABELS, Label, LabelKind, natural
+from kerastune_ft.data.texts import Texts, Tokens
 from kerastune_ft.errors import DataError
 
 Severity = Literal["fail", "warn", "note"]
@@ -130,7 +131,7 @@ class Arrays:
         return Arrays(self.values[np.asarray(indices, np.int64)])
 
 
-Content: TypeAlias = Files | Encoded | Arrays
+Content: TypeAlias = Files | Encoded | Arrays | Texts | Tokens
 
 
 @dataclass(frozen=True)
@@ -142,9 +143,10 @@ class Table:
         labels: Of each example: a class by name, names, or numbers; see `labels.LABELS`.
         official: The split each example comes in, if the data has splits of its own.
         class_names: In the order of the label numbers; of numbers, the targets' names.
-        content: The pictures, in the order of `names`.
+        content: The pictures or texts, in the order of `names`.
         findings: What was odd.
         found: How many examples there were before some were left out.
+        groups: What each example belongs to that must not be divided; None where nothing is.
     """
 
     names: tuple[str, ...]
@@ -154,6 +156,17 @@ class Table:
     content: Content
     findings: tuple[Finding, ...]
     found: int
+    groups: tuple[str, ...] | None = None
+
+    @property
+    def one(self) -> str:
+        """What an example is called in messages."""
+        return "text" if isinstance(self.content, Texts | Tokens) else "picture"
+
+    @property
+    def noun(self) -> str:
+        """What several examples are called."""
+        return f"{self.one}s"
 
 
 class DataChoice(Protocol):
@@ -317,7 +330,7 @@ def finish(data: DataChoice, table: Table) -> Table:
             "Mend or remove them, or set data.on_error=skip to go on without them."
         )
     if not table.names:
-        raise DataError(f"{data.path}: no picture that can be used{because(table)}.")
+        raise DataError(f"{data.path}: no {table.one} that can be used{because(table)}.")
     assert len(set(table.names)) == len(table.names) == len(table.content), "names not unique"
     return table
 

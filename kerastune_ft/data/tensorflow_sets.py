@@ -76,6 +76,48 @@ def read(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
     return tabulate(data, examples, findings, kind=kind, class_names=class_names)
 
 
+def rows(path: str) -> tuple[dict[str, list[str]], list[tuple[str, dict[str, Any], str | None]]]:
+    """Reads every example of a set without pictures.
+
+    Args:
+        path: A name, or the folder of a prepared set.
+
+    Returns:
+        The class names of features that have some, by feature; and per example its place, its
+        features and the split it stands for.
+
+    Raises:
+        DataError: If the set cannot be had or is too large to keep in memory.
+    """
+    import tensorflow_datasets
+
+    kinds = tensorflow_datasets.features
+    builder = _builder(path)
+    features = builder.info.features
+    names = {}
+    for key, value in features.items():
+        inner = value.feature if isinstance(value, kinds.Sequence) else value
+        if isinstance(inner, kinds.ClassLabel):
+            names[key] = list(inner.names)
+    found = []
+    for split, part in _parts(path, builder, Findings()):
+        read = tensorflow_datasets.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        stored = builder.as_dataset(split=split, shuffle_files=False, read_config=read)
+        for number, row in enumerate(stored.as_numpy_iterator()):
+            cells = {key: _plain(value) for key, value in row.items() if key in features}
+            found.append((f"{split}/{number:05d}", cells, part))
+    return names, found
+
+
+def _plain(value: Any) -> Any:
+    """Returns a feature as text, number or list."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray) and value.ndim:
+        return [_plain(item) for item in value.tolist()]
+    return value.item() if isinstance(value, np.generic | np.ndarray) else value
+
+
 def _label(
     row: Mapping[str, Any], keys: Sequence[str], kind: LabelKind, class_names: Sequence[str]
 ) -> Label:

@@ -1,0 +1,168 @@
+"""Streams a split as training and scoring want it, whatever its content is.
+
+stream = dataset(splits.train, recipe, width=5, training=True, epochs=range(3))
+steps(splits.train, recipe)                       # batches per epoch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from kerastune_ft.data import augmentation, images, texts
+from kerastune_ft.data.texts import Tokens
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from kerastune_ft.data import Split
+    from kerastune_ft.recipe import Recipe
+
+
+def steps(split: Split, recipe: Recipe) -> int:
+    """Returns how many batches an epoch of a split has."""
+    if isinstance(split.content, Tokens):
+        return texts.steps(split.content.lengths, split.content.batching)
+    return images.steps(len(split), recipe.data.batch_size)
+
+
+def dataset(
+    split: Split,
+    recipe: Recipe,
+    width: int,
+    *,
+    training: bool = False,
+    epochs: range | None = None,
+    class_weights: ArrayLike | None = None,
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Returns a finite stream of batches over whole epochs, in a reproducible order.
+
+    Args:
+        split: Of pictures, or of texts that are tokenised.
+        recipe: Says sizes, augmentation and seed.
+        width: Outputs of the model.
+        training: Whether the order is drawn anew for every epoch and pictures are augmented.
+        epochs: The numbers of the epochs to stream; None is `range(1)`.
+        class_weights: `(width,)`: adds sample weights by class.
+        first_step: Batches of the first epoch to leave out.
+
+    Returns:
+        Batches `(inputs, labels)` or `(inputs, labels, weights)`.
+    """
+    seed = recipe.train.seed
+    if isinstance(split.content, Tokens):
+        return of_tokens(
+            split.content,
+            split.labels,
+            width,
+            seed=seed if training else None,
+            epochs=epochs,
+            class_weights=class_weights,
+            first_step=first_step,
+        )
+    choice = recipe.backbone
+    augment = None
+    if training:
+        augment = augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
+    return images.dataset(
+        split.content,
+        split.labels,
+        image_size=choice.side,
+        channels=choice.channels,
+        batch_size=recipe.data.batch_size,
+        num_classes=width,
+        resize=recipe.data.resize,
+        seed=seed,
+        shuffle=training,
+        epochs=epochs,
+        augment=augment,
+        class_weights=class_weights,
+        first_step=first_step,
+    )
+
+
+def of_tokens(
+    tokens: Tokens,
+    labels: ArrayLike,
+    width: int,
+    *,
+    seed: int | None = None,
+    epochs: range | None = None,
+    class_weights: ArrayLike | None = None,
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Streams batches of tokens, padded to the bucket of the longest of each.
+
+    Args:
+        tokens: What to stream.
+        labels: Class numbers `(n,)`, which become one-hot; 2-D numbers, which stay as they are.
+            Not looked at where every token has a label of its own.
+        width: Of the labels.
+        seed: Of the order; None streams the shortest first: `plain_order`.
+        epochs: The numbers of the epochs; None is `range(1)`.
+        class_weights: `(width,)`: adds sample weights by class.
+        first_step: Batches of the first epoch to leave out.
+
+    Returns:
+        Batches of inputs, a dict of `int32 (batch, length)`; labels `float32 (batch, width)`, or
+        `int32 (batch, length)` with -1 where nothing is learned; and, with `class_weights`,
+        weights `float32 (batch,)`.
+    """
+    epochs = range(1) if epochs is None else epochs
+    count = texts.steps(tokens.lengths, tokens.batching)
+    by_token = tokens.marks is not None or tokens.targets is not None
+    table = None if by_token else _table(labels, width)
+    weights = None if class_weights is None else np.asarray(class_weights, np.float32)
+
+    def batch(rows: NDArray[np.int64]) -> tuple[Any, ...]:
+        inputs = tokens.padded(rows)
+        target = tokens.marked(rows) if table is None else table[rows]
+        if weights is None or table is None:
+            return inputs, target
+        return inputs, target, target @ weights
+
+    def generate() -> Iterator[tuple[Any, ...]]:
+        skipped = first_step
+        for epoch in epochs:
+            planned = texts.plan(tokens.lengths, tokens.batching, seed=seed, epoch=epoch)
+            for rows in planned[skipped:]:
+                yield batch(rows)
+            skipped = 0
+
+    places = tf.TensorSpec((None, None), tf.int32)
+    target = places if table is None else tf.TensorSpec((None, width), tf.float32)
+    names = tokens.padded(np.zeros(1, np.int64)) if len(tokens) else {}
+    signature: tuple[Any, ...] = (dict.fromkeys(names, places), target)
+    if weights is not None and table is not None:
+        signature += (tf.TensorSpec((None,), tf.float32),)
+    made = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    total = len(epochs) * count - first_step
+    made = made.apply(tf.data.experimental.assert_cardinality(total)).prefetch(4)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return made.with_options(options)
+
+
+def plain_order(split: Split) -> NDArray[np.int64] | None:
+    """Returns which example stands where in a stream that is not for training.
+
+    Returns:
+        Row numbers, `(n,)`; None if the examples keep their order.
+    """
+    if not isinstance(split.content, Tokens):
+        return None
+    planned = texts.plan(split.content.lengths, split.content.batching)
+    return np.concatenate(planned) if planned else np.zeros(0, np.int64)
+
+
+def _table(labels: ArrayLike, width: int) -> NDArray[np.float32]:
+    numbers = np.asarray(labels)
+    if numbers.ndim == 2:
+        assert numbers.shape[1] == width, (numbers.shape, width)
+        return numbers.astype(np.float32)
+    return np.eye(width, dtype=np.float32)[numbers]

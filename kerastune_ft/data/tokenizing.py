@@ -1,0 +1,265 @@
+"""Makes tokens of texts, once per run, with labels where they belong.
+
+    tokenizer = tokenizer_of(row, "minilm", texts)
+    splits = tokenized(splits, tokenizer, recipe)      # its splits hold `texts.Tokens`
+
+What a tokenizer made of many texts is kept in the cache, under what decides it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerastune_ft import backbones
+from kerastune_ft.backbones import text_networks, weights
+from kerastune_ft.backbones.facts import Backbone, Language
+from kerastune_ft.backbones.tokenizers import Encoded, Tokenizer
+from kerastune_ft.data import Split, Splits, tables
+from kerastune_ft.data.texts import Batching, Ragged, Texts, Tokens
+from kerastune_ft.tasks import TASKS
+
+if TYPE_CHECKING:
+    from kerastune_ft.recipe import Recipe
+
+CACHED_CHARACTERS = 5_000_000
+"""From so many characters on, which take some seconds, tokens are kept in the cache."""
+
+_MANY = 0.2  # of the texts: losing the end of so many is a warning
+
+
+def tokenizer_of(row: Backbone, tag: str, texts: Sequence[str] = ()) -> Tokenizer:
+    """Returns the tokenizer that belongs to weights.
+
+    Args:
+        row: Facts of the network.
+        tag: Weights, as `backbone.weights` of a recipe names them.
+        texts: Random weights have none: a small one is made of these.
+
+    Raises:
+        WeightsError: If the weights or their tokenizer cannot be had.
+    """
+    place = text_networks.located(row, tag)
+    if place.kind == "none" or place.folder is None:
+        return Tokenizer.tiny(row.name, texts)
+    if place.kind == "run":
+        return Tokenizer.load(place.folder / "tokenizer.json")
+    if place.kind == "keras_hub":
+        return Tokenizer.from_preset_folder(place.folder, model_type=row.name)
+    return Tokenizer.from_folder(place.folder, model_type=row.name)
+
+
+def tokenized(splits: Splits, tokenizer: Tokenizer, recipe: Recipe) -> Splits:
+    """Returns splits whose content is tokens, with a finding about texts that are cut."""
+    made = {split.name: tokens_of(split, tokenizer, recipe) for split in splits.all}
+    cut = [
+        name
+        for split in splits.all
+        for name, was_cut in zip(split.names, made[split.name][1], strict=True)
+        if was_cut
+    ]
+    findings = splits.findings
+    if cut:
+        total = sum(len(split) for split in splits.all)
+        kept = {"head": "beginning", "tail": "end", "head_tail": "beginning and end"}
+        message = (
+            f"texts of more than {length_of(recipe)} tokens ({len(cut) / total:.1%}), of which the "
+            f"{kept[recipe.data.truncation]} is kept"
+        )
+        severity: tables.Severity = "warn" if len(cut) > _MANY * total else "note"
+        findings += (tables.finding("truncated", severity, message, cut),)
+    parts = {
+        s.name: replace(s, content=replace(made[s.name][0], tokenizer=tokenizer))
+        for s in splits.all
+    }
+    return replace(splits, **parts, findings=findings)
+
+
+def language_of(recipe: Recipe) -> Language:
+    """Returns what is known about the language network of a recipe."""
+    language = backbones.get(recipe.backbone.name).language
+    assert language is not None, recipe.backbone.name
+    return language
+
+
+def length_of(recipe: Recipe) -> int:
+    """Returns the most tokens of a text that the network of a recipe sees."""
+    return recipe.backbone.sequence_length or language_of(recipe).sequence_length
+
+
+def tokens_of(
+    split: Split, tokenizer: Tokenizer, recipe: Recipe
+) -> tuple[Tokens, NDArray[np.bool_]]:
+    """Returns the tokens of one split, and which of its texts were cut."""
+    texts = split.content
+    assert isinstance(texts, Texts), type(texts)
+    length, data = length_of(recipe), recipe.data
+    batching = Batching.of(data.batch_size, data.batch_tokens, length)
+    kind = TASKS[recipe.task.name].labels
+    if kind == "tags":
+        return _tagged(texts, split.labels, tokenizer, length, batching)
+    if recipe.task.name == "text_generation":
+        return _continued(texts, split.labels, tokenizer, length, batching, recipe)
+    encoded = _encode(tokenizer, texts.first, texts.second, length, data.truncation)
+    tokens = Tokens(
+        texts,
+        Ragged.of(encoded.ids, encoded.starts),
+        tokenizer.pad_id,
+        batching,
+        segments=_segments(encoded, recipe),
+    )
+    if kind != "text":
+        return tokens, encoded.truncated
+    written = _encode(tokenizer, [str(label) for label in split.labels], None, length, "head")
+    targets = Ragged.of(written.ids, written.starts)
+    tokens = replace(tokens, targets=targets, start_id=tokenizer.pad_id)
+    return tokens, encoded.truncated | written.truncated
+
+
+def inputs_of(texts: Texts, tokenizer: Tokenizer, recipe: Recipe) -> Tokens:
+    """Returns the tokens of texts without labels, for predictions."""
+    length, data = length_of(recipe), recipe.data
+    batching = Batching.of(data.batch_size, None, length)
+    if texts.words is not None:
+        tags = [np.zeros(len(words), np.int32) for words in texts.words]
+        labels = np.empty(len(tags), object)
+        labels[:] = tags
+        return _tagged(texts, labels, tokenizer, length, batching)[0]
+    encoded = _encode(tokenizer, texts.first, texts.second, length, data.truncation)
+    ids = Ragged.of(encoded.ids, encoded.starts)
+    segments = _segments(encoded, recipe)
+    return Tokens(texts, ids, tokenizer.pad_id, batching, segments=segments)
+
+
+def _segments(encoded: Encoded, recipe: Recipe) -> Ragged | None:
+    if not language_of(recipe).segments:
+        return None
+    return Ragged.of(encoded.segments, encoded.starts)
+
+
+def _tagged(
+    texts: Texts, labels: NDArray[Any], tokenizer: Tokenizer, length: int, batching: Batching
+) -> tuple[Tokens, NDArray[np.bool_]]:
+    """Gives the first token of every word the word's tag, and the others none."""
+    assert texts.words is not None
+    encoded = tokenizer.encode_words(texts.words, length=length)
+    assert encoded.words is not None
+    marks = np.full(len(encoded.ids), -1, np.int32)
+    for row, tags in enumerate(labels):
+        here = slice(int(encoded.starts[row]), int(encoded.starts[row + 1]))
+        words = encoded.words[here]
+        first = (words >= 0) & (words != np.concatenate([[-1], words[:-1]]))
+        marks[here][first] = np.asarray(tags, np.int32)[words[first]]
+    ids, starts = Ragged.of(encoded.ids, encoded.starts), encoded.starts
+    segments = Ragged.of(encoded.segments, starts) if encoded.segments.any() else None
+    tokens = Tokens(
+        texts,
+        ids,
+        tokenizer.pad_id,
+        batching,
+        segments=segments,
+        marks=Ragged.of(marks, starts),
+    )
+    return tokens, encoded.truncated
+
+
+def _continued(
+    texts: Texts,
+    labels: NDArray[Any],
+    tokenizer: Tokenizer,
+    length: int,
+    batching: Batching,
+    recipe: Recipe,
+) -> tuple[Tokens, NDArray[np.bool_]]:
+    """Joins prompt, what follows it and an end; every place learns the token after it.
+
+    A prompt that is too long loses its beginning: what follows must fit.
+    """
+    follows = [
+        said if not prompt or prompt[-1:].isspace() or said[:1].isspace() else f" {said}"
+        for prompt, said in zip(texts.first, map(str, labels), strict=True)
+    ]
+    prompts = _encode(tokenizer, texts.first, None, length - 2, "tail")
+    written = _encode(tokenizer, follows, None, length - 1, "head")
+    end = np.asarray([tokenizer.eos_id], np.int32)
+    rows, marks = [], []
+    cut = prompts.truncated | written.truncated
+    for row in range(len(texts)):
+        prompt = prompts.ids[prompts.starts[row] : prompts.starts[row + 1]]
+        after = written.ids[written.starts[row] : written.starts[row + 1]]
+        room = length - 1 - len(after)
+        if len(prompt) > room:
+            cut[row] = True
+            prompt = prompt[len(prompt) - room :]
+        ids = np.concatenate([prompt, after, end]).astype(np.int32)
+        mark = np.append(ids[1:], -1)
+        if not recipe.task.learn_prompt:
+            mark[: max(len(prompt) - 1, 0)] = -1
+        rows.append(ids)
+        marks.append(mark)
+    tokens = Tokens(
+        texts, Ragged.joined(rows), tokenizer.pad_id, batching, marks=Ragged.joined(marks)
+    )
+    return tokens, cut
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    first: Sequence[str],
+    second: Sequence[str] | None,
+    length: int,
+    truncation: Any,
+) -> Encoded:
+    """Encodes texts, or takes what was made of the same texts before."""
+    characters = sum(map(len, first)) + sum(map(len, second or ()))
+    if characters < CACHED_CHARACTERS:
+        return tokenizer.encode(first, second, length=length, truncation=truncation)
+    key = hashlib.sha256(f"{tokenizer.fingerprint()} {length} {truncation}".encode())
+    for column in (first, second or ()):
+        for text in column:
+            key.update(hashlib.sha256(text.encode("utf-8", "replace")).digest())
+        key.update(b"|")
+    path = weights.home() / "tokens" / f"{key.hexdigest()[:32]}.npz"
+    found = _cached(path, len(first))
+    if found is None:
+        found = tokenizer.encode(first, second, length=length, truncation=truncation)
+        _keep(path, found)
+    return found
+
+
+def _cached(path: Path, count: int) -> Encoded | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            made = Encoded(file["ids"], file["segments"], file["starts"], file["truncated"], None)
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    whole = len(made.starts) == count + 1 and int(made.starts[-1]) == len(made.ids)
+    return made if whole else None
+
+
+def _keep(path: Path, made: Encoded) -> None:
+    """Writes to the cache; a cache that cannot be written costs no more than time."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                ids=made.ids,
+                segments=made.segments,
+                starts=made.starts,
+                truncated=made.truncated,
+            )
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+__all__ = ["inputs_of", "length_of", "tokenized", "tokenizer_of", "tokens_of"]

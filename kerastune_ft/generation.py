@@ -1,0 +1,265 @@
+"""Lets a model write: the likeliest token each time, or the likeliest of several beginnings.
+
+    ids = write(model, tokens, beams=4, max_new_tokens=64)      # tokens: of `data.tokenizing`
+    [tokenizer.decode(row) for row in ids]
+
+An encoder reads each text once. What was written is read anew for every token, padded to a few
+lengths, so that nothing is traced or compiled for every length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from kerastune_ft import models
+from kerastune_ft.data import texts
+from kerastune_ft.data.texts import BUCKETS, Tokens
+from kerastune_ft.errors import ModelError
+
+ENCODED = "final_dropout"
+"""The last layer of an encoder that a decoder looks at."""
+
+Step = Callable[[NDArray[np.int32]], NDArray[np.float32]]
+"""Takes what was written so far, `(rows, length)`, returns logits of what follows `(rows, v)`."""
+
+
+def write(
+    model: keras.Model, tokens: Tokens, *, beams: int = 1, max_new_tokens: int = 64
+) -> list[NDArray[np.int32]]:
+    """Returns the tokens that a model writes for each text, without the end.
+
+    Args:
+        model: Of `text_models.text_to_text` or `text_models.text_generator`, or reloaded.
+        tokens: What it reads.
+        beams: How many beginnings are followed at once; 1 is greedy.
+        max_new_tokens: Where to stop, 1 or more.
+
+    Returns:
+        For each text what is written, in the order of the texts. Of several beginnings the one
+        with the highest mean log-probability per token, the end included.
+
+    Raises:
+        ModelError: If a number is out of its range, or the model does not write.
+    """
+    if beams < 1 or max_new_tokens < 1:
+        raise ModelError(
+            f"beams and max_new_tokens: expected 1 or more, got {beams} and {max_new_tokens}."
+        )
+    tokenizer = tokens.tokenizer
+    assert tokenizer is not None and tokenizer.eos_id is not None
+    reads = set(model.input) if isinstance(model.input, dict) else set()
+    starts = [_Encoded, _Prompted]
+    kind = next((kind for kind in starts if kind.inputs <= reads), None)
+    if kind is None:
+        raise ModelError(
+            f"model '{model.name}': writes no texts; expected one of text_to_text or "
+            "text_generator."
+        )
+    writer = kind(model, tokens, max_new_tokens)
+    written: list[Any] = [None] * len(tokens)
+    # Of equal lengths alone, where what is read stands before what is written.
+    for rows in _batches(tokens, equal=kind is _Prompted):
+        step, begin = writer.begin(rows, beams)
+        found = _search(
+            step, begin, len(rows), beams, writer.room(rows), tokenizer.eos_id, tokenizer.pad_id
+        )
+        for row, ids in zip(rows, found, strict=True):
+            written[row] = ids
+    return written
+
+
+def _batches(tokens: Tokens, equal: bool) -> list[NDArray[np.int64]]:
+    planned = texts.plan(tokens.ids.lengths, tokens.batching)
+    if not equal:
+        return planned
+    lengths = tokens.ids.lengths
+    return [
+        rows[lengths[rows] == length] for rows in planned for length in np.unique(lengths[rows])
+    ]
+
+
+class _Encoded:
+    """Writes with a decoder that looks at an encoder's features."""
+
+    inputs = frozenset({"encoder_token_ids", "decoder_token_ids"})
+
+    def __init__(self, model: keras.Model, tokens: Tokens, max_new_tokens: int) -> None:
+        network, _ = models.backbone_of(model)
+        read = {name: network.input[name] for name in network.input if name.startswith("encoder")}
+        written = {n: network.input[n] for n in network.input if n.startswith("decoder")}
+        features = network.get_layer(ENCODED).output
+        self.encoder = keras.Model(read, features)
+        mask = {"encoder_padding_mask": read["encoder_padding_mask"]}
+        self.decoder = keras.Model({"features": features, **mask, **written}, network.output)
+        self.tokens = tokens
+        self.max_new_tokens = max_new_tokens
+
+    def begin(self, rows: NDArray[np.int64], beams: int) -> tuple[Step, NDArray[np.int32]]:
+        """Reads some texts; returns how to go on, and what stands before the first token."""
+        tokens = self.tokens
+        length = texts.bucket(int(tokens.ids.lengths[rows].max()), tokens.batching)
+        ids = tokens.ids.padded(rows, length, tokens.pad_id).astype(np.int32)
+        mask = (np.arange(length) < tokens.ids.lengths[rows, None]).astype(np.int32)
+        read = {"encoder_token_ids": ids, "encoder_padding_mask": mask}
+        features = np.repeat(np.asarray(self.encoder.predict_on_batch(read)), beams, axis=0)
+        mask = np.repeat(mask, beams, axis=0)
+
+        def step(written: NDArray[np.int32]) -> NDArray[np.float32]:
+            padded, seen = _padded(written, tokens.pad_id)
+            logits = self.decoder.predict_on_batch(
+                {
+                    "features": features,
+                    "encoder_padding_mask": mask,
+                    "decoder_token_ids": padded,
+                    "decoder_padding_mask": seen,
+                }
+            )
+            return np.asarray(logits, "float32")[:, written.shape[1] - 1]
+
+        start = np.full((len(rows) * beams, 1), tokens.pad_id, np.int32)
+        return step, start
+
+    def room(self, rows: NDArray[np.int64]) -> int:
+        """Returns how many tokens may be written."""
+        return self.max_new_tokens
+
+
+class _Prompted:
+    """Writes on from what it has read, all texts of a batch being equally long."""
+
+    inputs = frozenset({"token_ids"})
+
+    def __init__(self, model: keras.Model, tokens: Tokens, max_new_tokens: int) -> None:
+        self.model = model
+        self.tokens = tokens
+        self.max_new_tokens = max_new_tokens
+
+    def begin(self, rows: NDArray[np.int64], beams: int) -> tuple[Step, NDArray[np.int32]]:
+        """Returns how to go on, and what was read."""
+        tokens = self.tokens
+        length = int(tokens.ids.lengths[rows].max())
+        ids = tokens.ids.padded(rows, length, tokens.pad_id).astype(np.int32)
+        if not length:  # something must stand before the first token
+            assert tokens.tokenizer is not None
+            ids = np.full((len(rows), 1), tokens.tokenizer.eos_id, np.int32)
+
+        def step(written: NDArray[np.int32]) -> NDArray[np.float32]:
+            padded, seen = _padded(written, tokens.pad_id, self.limit)
+            logits = self.model.predict_on_batch({"token_ids": padded, "padding_mask": seen})
+            return np.asarray(logits, "float32")[:, written.shape[1] - 1]
+
+        return step, np.repeat(ids, beams, axis=0)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens that fit, read and written."""
+        return self.tokens.batching.buckets[-1]
+
+    def room(self, rows: NDArray[np.int64]) -> int:
+        """Returns how many tokens may be written."""
+        length = max(int(self.tokens.ids.lengths[rows].max()), 1)
+        return max(min(self.max_new_tokens, self.limit - length), 0)
+
+
+def _padded(
+    written: NDArray[np.int32], pad_id: int, limit: int | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Fills up to one of a few lengths; returns tokens and which of them are real."""
+    length = written.shape[1]
+    whole = next((b for b in BUCKETS if b >= length), length)
+    whole = max(min(whole, limit or whole), length)
+    padded = np.full((len(written), whole), pad_id, np.int32)
+    padded[:, :length] = written
+    seen = np.zeros_like(padded)
+    seen[:, :length] = 1
+    return padded, seen
+
+
+@dataclass
+class _Hypothesis:
+    """A text that came to its end."""
+
+    score: float
+    ids: NDArray[np.int32]
+
+
+def _search(
+    step: Step,
+    begin: NDArray[np.int32],
+    count: int,
+    beams: int,
+    room: int,
+    end_id: int,
+    pad_id: int,
+) -> list[NDArray[np.int32]]:
+    """Follows the likeliest beginnings of each text until their end or as far as there is room."""
+    written, read = begin, begin.shape[1]
+    scores = np.full((count, beams), -np.inf)
+    scores[:, 0] = 0.0  # all beams begin alike: the others would only repeat the first
+    best: list[_Hypothesis | None] = [None] * count
+    done = np.zeros(count, bool)
+    for length in range(1, room + 1):
+        shares = _log_softmax(step(written)).reshape(count, beams, -1)
+        totals = scores[:, :, None] + shares
+        vocabulary = totals.shape[-1]
+        flat = totals.reshape(count, -1)
+        # Twice as many as beams, for as many of them may be ends.
+        wanted = min(2 * beams, flat.shape[1])
+        top = np.argpartition(-flat, wanted - 1, axis=1)[:, :wanted]
+        order = np.argsort(-np.take_along_axis(flat, top, axis=1), axis=1, kind="stable")
+        top = np.take_along_axis(top, order, axis=1)
+        next_rows = np.zeros((count, beams), np.int64)
+        next_ids = np.full((count, beams), pad_id, np.int32)
+        next_scores = np.full((count, beams), -np.inf)
+        for text in range(count):
+            if done[text]:
+                continue
+            kept = 0
+            for place in top[text]:
+                beam, token = divmod(int(place), vocabulary)
+                score = float(flat[text, place])
+                if not math.isfinite(score) or kept == beams:
+                    break
+                if token == end_id:
+                    if place in top[text, :beams]:
+                        ids = written[text * beams + beam, read:]
+                        _offer(best, text, score / length, ids)
+                    continue
+                next_rows[text, kept], next_ids[text, kept] = beam, token
+                next_scores[text, kept] = score
+                kept += 1
+            # A longer text has a lower sum: its mean can be no better than this.
+            hope = next_scores[text].max() / room
+            found = best[text]
+            done[text] = not kept or (found is not None and (beams == 1 or found.score >= hope))
+        scores = next_scores
+        rows = (np.arange(count)[:, None] * beams + next_rows).ravel()
+        written = np.concatenate([written[rows], next_ids.reshape(-1, 1)], axis=1)
+        if done.all():
+            break
+    for text in range(count):
+        if not done[text] and math.isfinite(scores[text].max()):
+            beam = int(scores[text].argmax())
+            length = written.shape[1] - read
+            ids = written[text * beams + beam, read:]
+            _offer(best, text, float(scores[text, beam]) / max(length, 1), ids)
+    empty = np.zeros(0, np.int32)
+    return [empty if found is None else found.ids for found in best]
+
+
+def _offer(best: list[_Hypothesis | None], text: int, score: float, ids: NDArray[np.int32]) -> None:
+    former = best[text]
+    if former is None or score > former.score:
+        best[text] = _Hypothesis(score, ids.copy())
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype("float64") - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

@@ -1,0 +1,261 @@
+"""Scores models that label every word or write texts.
+
+Figures come from libraries: entities by seqeval, ROUGE by rouge-score, BLEU by sacrebleu.
+
+    found = evaluate(model, recipe, splits.test, splits.outputs)
+    found.scores["rouge_l"], found.rows[0]["predicted"]
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerastune_ft import figures, generation
+from kerastune_ft.data import texts as batches
+from kerastune_ft.data import tokenizing
+from kerastune_ft.data.texts import Tokens
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerastune_ft.data import Split
+    from kerastune_ft.recipe import Recipe
+    from kerastune_ft.tasks import Outputs
+
+Scores = dict[str, Any]
+Row = dict[str, Any]
+
+MOST_WRITTEN = 1000
+"""Texts of a split that are written for its scores; writing one takes as long as reading many."""
+
+
+def each_batch(model: keras.Model, tokens: Tokens) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns rows and `float32 (batch, length, classes)` logits of every batch."""
+    return [
+        (rows, np.asarray(model.predict_on_batch(tokens.padded(rows)), "float32"))
+        for rows in batches.plan(tokens.lengths, tokens.batching)
+    ]
+
+
+def score_places(model: keras.Model, tokens: Tokens) -> tuple[Scores, list[np.ndarray]]:
+    """Scores every place where something is learned.
+
+    Returns:
+        `loss`, the mean over places, and `accuracy`; and per example the largest logit's number
+        at each place where something is learned.
+    """
+    total, right, places = 0.0, 0, 0
+    chosen: list[Any] = [None] * len(tokens)
+    for rows in batches.plan(tokens.lengths, tokens.batching):
+        logits = np.asarray(model.predict_on_batch(tokens.padded(rows)), "float32")
+        marks = tokens.marked(rows)
+        real = marks >= 0
+        picked, best = _log_shares(logits, np.maximum(marks, 0)), logits.argmax(axis=-1)
+        total -= float(picked[real].sum(dtype="float64"))
+        right += int((best == marks)[real].sum())
+        places += int(real.sum())
+        for row, numbers, where in zip(rows, best, real, strict=True):
+            chosen[row] = numbers[where]
+    places = max(places, 1)
+    return {"loss": total / places, "accuracy": right / places, "places": places}, chosen
+
+
+def tags(model: keras.Model, tokens: Tokens, outputs: Outputs) -> list[list[str]]:
+    """Returns the tag of every word; words that were cut off get the first tag, `O` if there."""
+    usual = "O" if "O" in outputs.names else outputs.names[0]
+    assert tokens.texts.words is not None
+    _, chosen = score_places(model, tokens)
+    found = []
+    for words, numbers in zip(tokens.texts.words, chosen, strict=True):
+        known = [outputs.names[int(number)] for number in numbers]
+        found.append(known + [usual] * (len(words) - len(known)))
+    return found
+
+
+def write(model: keras.Model, recipe: Recipe, tokens: Tokens) -> list[str]:
+    """Returns what a model writes for each text."""
+    assert tokens.tokenizer is not None
+    written = generation.write(
+        model,
+        tokens,
+        beams=recipe.task.beams,
+        max_new_tokens=recipe.task.max_new_tokens,
+    )
+    return [tokens.tokenizer.decode(ids) for ids in written]
+
+
+def evaluate_places(
+    model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs
+) -> tuple[Scores, list[Row], list[Any], list[Any]]:
+    """Scores a split of a task that has something to learn at every place.
+
+    Returns:
+        Scores; a row per example; what is true and what the model says of each.
+    """
+    tokens = split.content
+    assert isinstance(tokens, Tokens), type(tokens)
+    return _TASKS[recipe.task.name](model, recipe, split, tokens, outputs)
+
+
+def _tagging(
+    model: keras.Model, recipe: Recipe, split: Split, tokens: Tokens, outputs: Outputs
+) -> tuple[Scores, list[Row], list[Any], list[Any]]:
+    from seqeval import metrics
+
+    scores, _ = score_places(model, tokens)
+    said = tags(model, tokens, outputs)
+    true = [[outputs.names[int(number)] for number in row] for row in split.labels]
+    entities = _looks_like_entities(outputs.names)
+    scores["examples"] = len(true)
+    if entities:
+        scores["f1"] = float(metrics.f1_score(true, said, zero_division=0))
+        scores["precision"] = float(metrics.precision_score(true, said, zero_division=0))
+        scores["recall"] = float(metrics.recall_score(true, said, zero_division=0))
+        report = metrics.classification_report(true, said, output_dict=True, zero_division=0)
+    else:
+        from sklearn import metrics as plain
+
+        flat = [tag for row in true for tag in row], [tag for row in said for tag in row]
+        report = plain.classification_report(*flat, output_dict=True, zero_division=0)
+        scores["f1"] = float(report["macro avg"]["f1-score"])
+    common = Counter(tag for row in true for tag in row)
+    scores["majority_accuracy"] = max(common.values()) / max(sum(common.values()), 1)
+    scores["per_class"] = {
+        name: {
+            "precision": float(row["precision"]),
+            "recall": float(row["recall"]),
+            "f1": float(row["f1-score"]),
+            "support": int(row["support"]),
+        }
+        for name, row in report.items()
+        if isinstance(row, dict) and not name.endswith(" avg")
+    }
+    rows: list[Row] = [
+        {"row": _row(name), "text": text, "true": " ".join(right), "predicted": " ".join(found)}
+        for name, text, right, found in zip(
+            split.names, tokens.texts.first, true, said, strict=True
+        )
+    ]
+    return scores, rows, true, said
+
+
+def _looks_like_entities(names: Sequence[str]) -> bool:
+    """Whether tags are `O` and such as `B-PER`, `I-PER`."""
+    return "O" in names and any(name[:2] in ("B-", "I-", "S-", "E-") for name in names)
+
+
+def _writing(
+    model: keras.Model, recipe: Recipe, split: Split, tokens: Tokens, outputs: Outputs
+) -> tuple[Scores, list[Row], list[Any], list[Any]]:
+    scores, _ = score_places(model, tokens)
+    count = min(len(tokens), MOST_WRITTEN)
+    few = np.arange(count)
+    said = write(model, recipe, _prompts(recipe, tokens.take(few)))
+    true = [str(label) for label in split.labels[:count]]
+    pairs = zip(true, said, strict=True)
+    scores |= {
+        "examples": len(tokens),
+        "perplexity": math.exp(min(scores["loss"], 700.0)),
+        "written": count,
+        "exact_match": float(np.mean([a.strip() == b.strip() for a, b in pairs])),
+        **text_scores(true, said),
+        "per_class": {},
+    }
+    if recipe.task.name == "text_to_text":
+        copied = list(tokens.texts.first[:count])
+        scores["copying_rouge_l"] = text_scores(true, copied)["rouge_l"]
+    rows: list[Row] = [
+        {"row": _row(name), "text": text, "true": right, "predicted": found}
+        for name, text, right, found in zip(
+            split.names[:count], tokens.texts.first[:count], true, said, strict=True
+        )
+    ]
+    return scores, rows, true, said
+
+
+def _prompts(recipe: Recipe, tokens: Tokens) -> Tokens:
+    """Returns what is read, without what is to be written."""
+    if tokens.marks is None:
+        return tokens
+    assert tokens.tokenizer is not None
+    made = tokenizing.inputs_of(tokens.texts, tokens.tokenizer, recipe)
+    return replace(made, tokenizer=tokens.tokenizer)
+
+
+def text_scores(true: Sequence[str], said: Sequence[str]) -> Scores:
+    """Returns ROUGE-1, 2 and L (F1, means over texts) and BLEU (of all together, 0 to 100)."""
+    import sacrebleu
+    from rouge_score import rouge_scorer
+
+    kinds = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
+    scorer = rouge_scorer.RougeScorer(list(kinds), use_stemmer=False)
+    found = [scorer.score(right, text) for right, text in zip(true, said, strict=True)]
+    figures_ = {
+        name: float(np.mean([row[kind].fmeasure for row in found])) if found else 0.0
+        for kind, name in kinds.items()
+    }
+    bleu = sacrebleu.corpus_bleu(list(said), [list(true)]).score if said else 0.0
+    return {**figures_, "bleu": float(bleu)}
+
+
+def _row(name: str) -> str:
+    return name.rpartition("#")[0]
+
+
+def _log_shares(logits: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Returns the log of each chosen number's softmax share, `(batch, length)`."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    picked = np.take_along_axis(shifted, numbers[..., None], axis=-1)[..., 0]
+    return np.asarray(picked - np.log(np.exp(shifted).sum(axis=-1)))
+
+
+def headline_tags(scores: Scores) -> list[str]:
+    """Returns the figures of a line for words with tags."""
+    return [
+        f"F1 {scores['f1']:.4f}",
+        f"accuracy of words {scores['accuracy']:.4f}",
+        f"loss {scores['loss']:.4f}",
+        f"(always the commonest tag: accuracy {scores['majority_accuracy']:.3f})",
+    ]
+
+
+def headline_written(scores: Scores) -> list[str]:
+    """Returns the figures of a line for texts that are written."""
+    copied = scores.get("copying_rouge_l")
+    return [
+        f"ROUGE-L {scores['rouge_l']:.4f}",
+        f"exact match {scores['exact_match']:.4f}",
+        f"BLEU {scores['bleu']:.1f}",
+        f"perplexity {scores['perplexity']:.2f}",
+        *([] if copied is None else [f"(copying the input: ROUGE-L {copied:.3f})"]),
+    ]
+
+
+def draw_lengths(true: Any, said: Any, outputs: Outputs, path: Path, title: str) -> None:
+    """Draws how long the written texts are against the true ones, in words."""
+    lengths = np.asarray([[len(str(text).split())] for text in true], "float64")
+    written = np.asarray([[len(str(text).split())] for text in said], "float64")
+    figures.draw_predicted_against_true(lengths, written, outputs, path, title)
+
+
+def draw_tags(true: Any, said: Any, outputs: Outputs, path: Path, title: str) -> None:
+    """Draws which tags are taken for which."""
+    number = {name: i for i, name in enumerate(outputs.names)}
+    right = np.asarray([number[tag] for row in true for tag in row])
+    shares = np.eye(len(outputs.names))[[number[tag] for row in said for tag in row]]
+    figures.draw_confusion_matrix(right, shares, outputs, path, title)
+
+
+_Evaluated = tuple[Scores, list[Row], list[Any], list[Any]]
+_TASKS: dict[str, Callable[..., _Evaluated]] = {
+    "token_classification": _tagging,
+    "text_to_text": _writing,
+    "text_generation": _writing,
+}
