@@ -52,9 +52,7 @@ def write(
         raise ModelError(
             f"beams and max_new_tokens: expected 1 or more, got {beams} and {max_new_tokens}."
         )
-    tokenizer = tokens.tokenizer
-    assert tokenizer is not None and tokenizer.eos_id is not None
-    reads = set(model.input) if isinstance(model.input, dict) else set()
+    reads = {tensor.name for tensor in model.inputs}
     starts = [_Encoded, _Prompted]
     kind = next((kind for kind in starts if kind.inputs <= reads), None)
     if kind is None:
@@ -62,6 +60,8 @@ def write(
             f"model '{model.name}': writes no texts; expected one of text_to_text or "
             "text_generator."
         )
+    tokenizer = tokens.tokenizer
+    assert tokenizer is not None and tokenizer.eos_id is not None
     writer = kind(model, tokens, max_new_tokens)
     written: list[Any] = [None] * len(tokens)
     # Of equal lengths alone, where what is read stands before what is written.
@@ -92,12 +92,14 @@ class _Encoded:
 
     def __init__(self, model: keras.Model, tokens: Tokens, max_new_tokens: int) -> None:
         network, _ = models.backbone_of(model)
-        read = {name: network.input[name] for name in network.input if name.startswith("encoder")}
-        written = {n: network.input[n] for n in network.input if n.startswith("decoder")}
+        inputs = network.input
+        read = {name: inputs[name] for name in ("encoder_token_ids", "encoder_padding_mask")}
         features = network.get_layer(ENCODED).output
         self.encoder = keras.Model(read, features)
-        mask = {"encoder_padding_mask": read["encoder_padding_mask"]}
-        self.decoder = keras.Model({"features": features, **mask, **written}, network.output)
+        written = [inputs["decoder_token_ids"], inputs["decoder_padding_mask"]]
+        self.decoder = keras.Model(
+            [features, read["encoder_padding_mask"], *written], network.output
+        )
         self.tokens = tokens
         self.max_new_tokens = max_new_tokens
 
@@ -113,14 +115,7 @@ class _Encoded:
 
         def step(written: NDArray[np.int32]) -> NDArray[np.float32]:
             padded, seen = _padded(written, tokens.pad_id)
-            logits = self.decoder.predict_on_batch(
-                {
-                    "features": features,
-                    "encoder_padding_mask": mask,
-                    "decoder_token_ids": padded,
-                    "decoder_padding_mask": seen,
-                }
-            )
+            logits = self.decoder.predict_on_batch([features, mask, padded, seen])
             return np.asarray(logits, "float32")[:, written.shape[1] - 1]
 
         start = np.full((len(rows) * beams, 1), tokens.pad_id, np.int32)

@@ -22,7 +22,7 @@ import numpy as np
 
 from kerastune_ft import backbones, heads, models
 from kerastune_ft.backbones import pairing, text_networks
-from kerastune_ft.backbones.tokenizers import Tokenizer
+from kerastune_ft.backbones.tokenizers import Tokenizer, Truncation
 from kerastune_ft.data import feeding, tokenizing
 from kerastune_ft.data.texts import Batching, Ragged, Texts, Tokens
 from kerastune_ft.errors import DataError, ModelError
@@ -48,7 +48,7 @@ class Preprocessor:
     tokenizer: Tokenizer
     sequence_length: int
     segments: bool
-    truncation: str = "head"
+    truncation: Truncation = "head"
 
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None

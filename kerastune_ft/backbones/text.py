@@ -160,7 +160,7 @@ ROWS: tuple[Backbone, ...] = (
         "xlnet",
         "XLNetBackbone",
         768,
-        116_718_336,
+        116_717_568,
         {},
         "https://arxiv.org/abs/1906.08237",
         Language("unigram", "last", segments=True),

@@ -8,6 +8,7 @@ Imports nothing heavy. What a setting changes about the numbers is either follow
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,15 +106,15 @@ def tiny(row: Backbone, vocabulary: int = 1000) -> Architecture:
         row: Facts of the network.
         vocabulary: Number of tokens.
     """
-    family: dict[str, Any] = {
+    families: dict[str, dict[str, Any]] = {
         "roberta": {"epsilon": 1e-5},
         "gpt2": {"epsilon": 1e-5, "activation": "gelu_tanh"},
         "t5": {"epsilon": 1e-6, "activation": "relu", "positions": 0},
         "xlnet": {"segments": 2, "positions": 0},
         "bert": {"segments": 2},
         "electra": {"segments": 2},
-    }.get(row.name, {})
-    return Architecture(family=row.name, vocabulary=vocabulary, **family)
+    }
+    return Architecture(family=row.name, vocabulary=vocabulary, **families.get(row.name, {}))
 
 
 def check_model_type(row: Backbone, settings: Mapping[str, Any], place: str) -> None:
@@ -234,13 +235,13 @@ def _roberta(read: _Settings) -> Architecture:
     shape = _bert(read, "roberta", 1e-12)  # transformers' default; checkpoints say 1e-5
     # Positions count from the padding token's number on.
     offset = read.number("pad_token_id", 1) + 1
-    return _changed(shape, positions=shape.positions - offset, segments=0)
+    return dataclasses.replace(shape, positions=shape.positions - offset, segments=0)
 
 
 def _electra(read: _Settings) -> Architecture:
     small = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024}
     shape = _bert(_Settings({**small, **read.settings}, read.place), "electra")
-    return _changed(shape, embedding_width=read.number("embedding_size", 128))
+    return dataclasses.replace(shape, embedding_width=read.number("embedding_size", 128))
 
 
 def _distilbert(read: _Settings) -> Architecture:
@@ -352,12 +353,6 @@ def _divided(width: int, heads: int, place: str) -> int:
     return width // heads
 
 
-def _changed(shape: Architecture, **changes: Any) -> Architecture:
-    import dataclasses
-
-    return dataclasses.replace(shape, **changes)
-
-
 HUB_CLASSES = {
     "BertBackbone": "bert",
     "RobertaBackbone": "roberta",
@@ -403,7 +398,7 @@ def from_keras_hub(row: Backbone, settings: Mapping[str, Any], place: str) -> Ar
         heads=heads,
         head_width=head,
         inner=read.number("intermediate_dim"),
-        vocabulary=read.number("vocabulary_size"),
+        vocabulary=read.number("vocab_size" if row.name == "electra" else "vocabulary_size"),
         positions=0 if t5 else read.number("max_sequence_length"),
         segments=read.number("num_segments", 2) if row.name in ("bert", "electra") else 0,
         activation=_t5_activation(read) if t5 else activation.get(row.name, "gelu"),
@@ -422,6 +417,4 @@ def _t5_activation(read: _Settings) -> str:
     value = read.settings.get("activation", "relu")
     name = value.get("config", value.get("class_name")) if isinstance(value, dict) else value
     name = str(name).rpartition(">")[2]
-    return {"gelu_approximate": "gelu_tanh", "keras_hub>gelu_approximate": "gelu_tanh"}.get(
-        name, name
-    )
+    return "gelu_tanh" if name == "gelu_approximate" else name

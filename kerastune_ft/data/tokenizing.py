@@ -104,7 +104,7 @@ def tokens_of(
     batching = Batching.of(data.batch_size, data.batch_tokens, length)
     kind = TASKS[recipe.task.name].labels
     if kind == "tags":
-        return _tagged(texts, split.labels, tokenizer, length, batching)
+        return _tagged(texts, split.labels, tokenizer, length, batching, recipe)
     if recipe.task.name == "text_generation":
         return _continued(texts, split.labels, tokenizer, length, batching, recipe)
     encoded = _encode(tokenizer, texts.first, texts.second, length, data.truncation)
@@ -131,7 +131,7 @@ def inputs_of(texts: Texts, tokenizer: Tokenizer, recipe: Recipe) -> Tokens:
         tags = [np.zeros(len(words), np.int32) for words in texts.words]
         labels = np.empty(len(tags), object)
         labels[:] = tags
-        return _tagged(texts, labels, tokenizer, length, batching)[0]
+        return _tagged(texts, labels, tokenizer, length, batching, recipe)[0]
     encoded = _encode(tokenizer, texts.first, texts.second, length, data.truncation)
     ids = Ragged.of(encoded.ids, encoded.starts)
     segments = _segments(encoded, recipe)
@@ -145,7 +145,12 @@ def _segments(encoded: Encoded, recipe: Recipe) -> Ragged | None:
 
 
 def _tagged(
-    texts: Texts, labels: NDArray[Any], tokenizer: Tokenizer, length: int, batching: Batching
+    texts: Texts,
+    labels: NDArray[Any],
+    tokenizer: Tokenizer,
+    length: int,
+    batching: Batching,
+    recipe: Recipe,
 ) -> tuple[Tokens, NDArray[np.bool_]]:
     """Gives the first token of every word the word's tag, and the others none."""
     assert texts.words is not None
@@ -157,15 +162,13 @@ def _tagged(
         words = encoded.words[here]
         first = (words >= 0) & (words != np.concatenate([[-1], words[:-1]]))
         marks[here][first] = np.asarray(tags, np.int32)[words[first]]
-    ids, starts = Ragged.of(encoded.ids, encoded.starts), encoded.starts
-    segments = Ragged.of(encoded.segments, starts) if encoded.segments.any() else None
     tokens = Tokens(
         texts,
-        ids,
+        Ragged.of(encoded.ids, encoded.starts),
         tokenizer.pad_id,
         batching,
-        segments=segments,
-        marks=Ragged.of(marks, starts),
+        segments=_segments(encoded, recipe),
+        marks=Ragged.of(marks, encoded.starts),
     )
     return tokens, encoded.truncated
 
