@@ -53,8 +53,8 @@ def write(
             f"beams and max_new_tokens: expected 1 or more, got {beams} and {max_new_tokens}."
         )
     reads = {tensor.name for tensor in model.inputs}
-    starts = [_Encoded, _Prompted]
-    kind = next((kind for kind in starts if kind.inputs <= reads), None)
+    kinds: tuple[type[_Encoded | _Prompted], ...] = (_Encoded, _Prompted)
+    kind = next((kind for kind in kinds if kind.inputs <= reads), None)
     if kind is None:
         raise ModelError(
             f"model '{model.name}': writes no texts; expected one of text_to_text or "

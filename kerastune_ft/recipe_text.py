@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from kerastune_ft import backbones
 from kerastune_ft.backbones import pairing
+from kerastune_ft.errors import ModelError
 from kerastune_ft.recipe_checks import Mistake, UnknownError, Values
 
 _IMAGE_SOURCES = ("image_folder", "image_csv", "tfds", "sklearn")
@@ -43,7 +44,7 @@ def _row(values: Values) -> backbones.Backbone:
     name = values(*_NAME)
     try:
         return backbones.get(name)
-    except backbones.ModelError as error:
+    except ModelError as error:
         raise UnknownError from error
 
 

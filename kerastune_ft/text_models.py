@@ -422,9 +422,12 @@ def of_recipe(
     }
     if task.name == "token_classification":
         return token_classifier(choice.name, outputs, **common)
-    build = {"text_multilabel": text_multilabel, "text_regression": text_regressor}
-    made = build.get(task.name, text_classifier)
-    return made(choice.name, outputs, pooling=task.pooling, **common, **units)
+    common["pooling"] = task.pooling
+    if task.name == "text_multilabel":
+        return text_multilabel(choice.name, outputs, **common)
+    if task.name == "text_regression":
+        return text_regressor(choice.name, outputs, **common, **units)
+    return text_classifier(choice.name, outputs, **common)
 
 
 def _check_task(backbone: str, task: str) -> None:

@@ -1,4 +1,4 @@
-"""The contract of every row of BACKBONES, on the network it builds with random weights.
+"""The contract of every row of PICTURES, on the network it builds with random weights.
 
 `pytest -m "" tests/test_contract.py -k NAME` tells what a new row lacks.
 """
@@ -16,9 +16,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerastune_ft.backbones import BACKBONES, Backbone, graphs, networks
+from kerastune_ft.backbones import BACKBONES, PICTURES, Backbone, graphs, networks
 
-ROWS = sorted(BACKBONES)
+ROWS = sorted(PICTURES)
 QUICK = frozenset(
     {
         "convnext_tiny",
@@ -106,7 +106,7 @@ def built(request: pytest.FixtureRequest) -> Iterator[tuple[Backbone, keras.Mode
 def test_every_family_is_tested_every_time() -> None:
     assert len(ROWS) >= 40
     assert set(ROWS) >= QUICK
-    assert {BACKBONES[name].family for name in QUICK} == {r.family for r in BACKBONES.values()}
+    assert {BACKBONES[name].family for name in QUICK} == {r.family for r in PICTURES.values()}
     rules = {name: BACKBONES[name].weights_of("none").pixels for name in ROWS}
     assert {rules[name] for name in QUICK} >= set(rules.values()) - {
         rules["efficientnet_v2_s"]  # the smallest of its rule is 20 M parameters in 512 layers

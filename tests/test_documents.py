@@ -15,7 +15,7 @@ from test_cli import DOCUMENTED, ENVIRONMENT
 
 import kerastune_ft as kft
 from kerastune_ft import cli, recipe
-from kerastune_ft.backbones import BACKBONES
+from kerastune_ft.backbones import PICTURES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def test_the_readme_lists_the_files_of_a_run() -> None:
 
 
 def test_the_readme_lists_the_backbones_with_their_facts() -> None:
-    for row in BACKBONES.values():
+    for row in PICTURES.values():
         top1 = max(facts.top1 for facts in row.weights.values())
         line = (
             f"| `{row.name}` | {len(row.cuts)} | {row.parameters / 1e6:.1f} M | {top1:.3f} | "

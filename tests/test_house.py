@@ -15,10 +15,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors", "files", "interrupts"},
     {"backbones", "checkpoints", "watchdog", "hosts"},
-    {"recipe", "recipe_checks", "recipe_training", "recipe_tree", "recipe_values"},
+    {"recipe", "recipe_checks", "recipe_text", "recipe_training", "recipe_tree", "recipe_values"},
     {"losses", "tasks", "schedules", "optimizers", "strategies", "runs", "devices", "starters"},
     {"data"},
     {"heads", "models", "states"},
+    {"text_models", "generation"},
     {
         "averaging",
         "callbacks",
@@ -31,7 +32,9 @@ LEVELS = [
     },
     {"history"},
     {"rate_finder", "training"},
-    {"evaluation", "figures"},
+    {"figures", "text_evaluation"},
+    {"evaluation"},
+    {"text_predictions"},
     {"predictions", "showing"},
     {"workflow"},
     {"listings"},

@@ -389,7 +389,7 @@ def test_presets_of_keras_hub_are_trained_by_blocks_and_reload(family, tmp_path)
 SMALLEST = {
     min(rows, key=lambda row: row.parameters).name
     for _, rows in itertools.groupby(
-        sorted(backbones.BACKBONES.values(), key=lambda row: row.family),
+        sorted(backbones.PICTURES.values(), key=lambda row: row.family),
         key=lambda row: row.family,
     )
     for rows in [list(rows)]
@@ -400,7 +400,7 @@ SMALLEST = {
     scope="module",
     params=[
         pytest.param(name, marks=[] if name in SMALLEST else pytest.mark.slow)
-        for name in backbones.BACKBONES
+        for name in backbones.PICTURES
     ],
 )
 def any_model(request):

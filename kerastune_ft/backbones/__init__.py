@@ -28,6 +28,7 @@ from kerastune_ft.errors import ModelError, did_you_mean
 __all__ = [
     "BACKBONES",
     "HUB",
+    "PICTURES",
     "Backbone",
     "Language",
     "Pixels",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 BACKBONES: dict[str, Backbone] = {row.name: row for row in (*IMAGE_ROWS, *LITE_ROWS, *TEXT_ROWS)}
+
+PICTURES: dict[str, Backbone] = {n: row for n, row in BACKBONES.items() if row.language is None}
+"""The networks that see pictures; the others read texts."""
 
 HUB = "keras_hub"
 """The family of `keras_hub:PRESET` backbones, whose rows are made when they are asked for."""

@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerastune_ft.data import augmentation, images, texts
+from kerastune_ft.data.tables import Arrays, Encoded, Files
 from kerastune_ft.data.texts import Tokens
 
 if TYPE_CHECKING:
@@ -65,12 +66,14 @@ def dataset(
             class_weights=class_weights,
             first_step=first_step,
         )
+    pictures = split.content
+    assert isinstance(pictures, Files | Encoded | Arrays), type(pictures)
     choice = recipe.backbone
     augment = None
     if training:
         augment = augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
     return images.dataset(
-        split.content,
+        pictures,
         split.labels,
         image_size=choice.side,
         channels=choice.channels,
@@ -165,4 +168,4 @@ def _table(labels: ArrayLike, width: int) -> NDArray[np.float32]:
     if numbers.ndim == 2:
         assert numbers.shape[1] == width, (numbers.shape, width)
         return numbers.astype(np.float32)
-    return np.eye(width, dtype=np.float32)[numbers]
+    return np.asarray(np.eye(width, dtype=np.float32)[numbers])

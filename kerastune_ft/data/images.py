@@ -23,7 +23,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerastune_ft.data import inspection
-from kerastune_ft.data.tables import Arrays, Content, Encoded, Files
+from kerastune_ft.data.tables import Arrays, Encoded, Files, Pictures
 from kerastune_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -202,14 +202,14 @@ def check_channels(splits: Iterable[Split], channels: int) -> None:
     wrong = [
         (split.names[row], stored)
         for split in splits
-        for row, stored in _misfits(split.names, split.content, channels)
+        for row, stored in _misfits(split.names, _pictures(split), channels)
     ]
     if wrong:
         raise _wrong_channels(wrong, channels)
 
 
 def dataset(
-    content: Content,
+    content: Pictures,
     labels: ArrayLike,
     *,
     image_size: tuple[int, int],
@@ -341,7 +341,7 @@ def _turns(n: int, batch_size: int, epochs: range, seed: int | None) -> tf.data.
     return tf.data.Dataset.range(epochs.start, epochs.stop, epochs.step).flat_map(rows)
 
 
-def _reader(content: Content, channels: int) -> Callable[[Tensor], Tensor]:
+def _reader(content: Pictures, channels: int) -> Callable[[Tensor], Tensor]:
     """Returns a graph function from an example's number to its picture, `(height, width, c)`."""
     if isinstance(content, Arrays):
         return _array_reader(content, channels)
@@ -383,7 +383,15 @@ def _with_channels(image: Tensor, stored: int, channels: int) -> Tensor:
     return tf.repeat(image, 3, axis=2) if stored == 1 else inspection.grey(image)
 
 
-def _misfits(names: Sequence[str], content: Content, channels: int) -> list[tuple[int, int | None]]:
+def _pictures(split: Split) -> Pictures:
+    content = split.content
+    assert isinstance(content, Files | Encoded | Arrays), type(content)
+    return content
+
+
+def _misfits(
+    names: Sequence[str], content: Pictures, channels: int
+) -> list[tuple[int, int | None]]:
     """Returns the row and the stored channels of each picture that does not give `channels`."""
     if isinstance(content, Arrays):
         stored = content.values.shape[3] if content.values.ndim == 4 else 1

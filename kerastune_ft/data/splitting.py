@@ -68,7 +68,7 @@ def split(
             test=0.0 if "test" in present else test,
             stratify=stratify,
             seed=seed,
-            groups=None if groups is None else [groups[i] for i in training],
+            groups=None if groups is None else [groups[int(i)] for i in training],
         )
         return splits
     if groups is not None:
@@ -82,16 +82,16 @@ def split(
         return _iteratively(numbers.astype(bool), totals, seed)
     splits = np.full(n, "train", dtype="U10")
     mixed = np.random.default_rng(seed).permutation(n)
-    groups = [mixed]
+    parts = [mixed]
     if stratify:
-        groups = [mixed[numbers[mixed] == number] for number in np.unique(numbers)]
-    sizes = np.asarray([len(group) for group in groups], np.int64)
+        parts = [mixed[numbers[mixed] == number] for number in np.unique(numbers)]
+    sizes = np.asarray([len(part) for part in parts], np.int64)
     free = sizes - 1 if n else sizes
     taken = np.zeros_like(sizes)
     for name, total in totals.items():
         portions = apportion(sizes, total, free - taken)
-        for group, start, count in zip(groups, taken, portions, strict=True):
-            splits[group[start : start + count]] = name
+        for part, start, count in zip(parts, taken, portions, strict=True):
+            splits[part[start : start + count]] = name
         taken = taken + portions
     return splits
 

@@ -131,7 +131,8 @@ class Arrays:
         return Arrays(self.values[np.asarray(indices, np.int64)])
 
 
-Content: TypeAlias = Files | Encoded | Arrays | Texts | Tokens
+Pictures: TypeAlias = Files | Encoded | Arrays
+Content: TypeAlias = Pictures | Texts | Tokens
 
 
 @dataclass(frozen=True)

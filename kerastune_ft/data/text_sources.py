@@ -246,7 +246,8 @@ def _csv_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
     for other, name in ((";", "semicolons"), ("\t", "tabs")):
         if other in only and separator not in only:
             raise DataError(f"{path}: seems to be separated by {name}; save it with commas.")
-    yield from frame.to_dict("records")
+    for cells in frame.to_dict("records"):
+        yield {str(column): value for column, value in cells.items()}
 
 
 def _frame(source: Any, path: Path, separator: str) -> pd.DataFrame:

@@ -75,11 +75,11 @@ def tokenized(splits: Splits, tokenizer: Tokenizer, recipe: Recipe) -> Splits:
         )
         severity: tables.Severity = "warn" if len(cut) > _MANY * total else "note"
         findings += (tables.finding("truncated", severity, message, cut),)
-    parts = {
-        s.name: replace(s, content=replace(made[s.name][0], tokenizer=tokenizer))
-        for s in splits.all
-    }
-    return replace(splits, **parts, findings=findings)
+    train, validation, test = (
+        replace(split, content=replace(made[split.name][0], tokenizer=tokenizer))
+        for split in splits.all
+    )
+    return replace(splits, train=train, validation=validation, test=test, findings=findings)
 
 
 def language_of(recipe: Recipe) -> Language:
