@@ -13,8 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kerastune_ft import callbacks, optimizers
+    from kerastune_ft import callbacks, losses, optimizers
     from kerastune_ft.errors import KftError
+    from kerastune_ft.generation import write_texts
     from kerastune_ft.models import (
         Block,
         blocks,
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.recipe import load as load_recipe
     from kerastune_ft.runs import Run
+    from kerastune_ft.text_models import (
+        text_classifier,
+        text_generator,
+        text_multilabel,
+        text_regressor,
+        text_to_text,
+        token_classifier,
+    )
     from kerastune_ft.workflow import fit
 
 __version__ = "0.1.0"
@@ -47,9 +56,17 @@ _HOMES = {
     "image_regressor": "models",
     "load_model": "predictions",
     "load_recipe": "recipe",
+    "losses": "losses",
     "optimizers": "optimizers",
     "predict": "predictions",
+    "text_classifier": "text_models",
+    "text_generator": "text_models",
+    "text_multilabel": "text_models",
+    "text_regressor": "text_models",
+    "text_to_text": "text_models",
+    "token_classifier": "text_models",
     "unfreeze": "models",
+    "write_texts": "generation",
 }
 
 __all__ = [
@@ -67,9 +84,17 @@ __all__ = [
     "image_regressor",
     "load_model",
     "load_recipe",
+    "losses",
     "optimizers",
     "predict",
+    "text_classifier",
+    "text_generator",
+    "text_multilabel",
+    "text_regressor",
+    "text_to_text",
+    "token_classifier",
     "unfreeze",
+    "write_texts",
 ]
 
 

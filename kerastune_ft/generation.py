@@ -10,7 +10,7 @@ lengths, so that nothing is traced or compiled for every length.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,32 @@ def write(
         for row, ids in zip(rows, found, strict=True):
             written[row] = ids
     return written
+
+
+def write_texts(
+    model: keras.Model, texts_: Sequence[str], *, beams: int = 1, max_new_tokens: int = 64
+) -> list[str]:
+    """Returns what a model writes for each text.
+
+    Args:
+        model: Of `text_to_text` or `text_generator`, with its preprocessor.
+        texts_: One or more; for `text_generator` the beginnings, which may be empty.
+        beams: How many beginnings are followed at once; 1 is greedy.
+        max_new_tokens: Where to stop, 1 or more.
+
+    Raises:
+        DataError: If there are no texts, or something is no text.
+        ModelError: If a number is out of its range, or the model does not write.
+    """
+    preprocessor = getattr(model, "preprocessor", None)
+    if preprocessor is None:
+        raise ModelError(
+            f"model '{model.name}': has no preprocessor; a reloaded model gets that of a new one: "
+            "model.preprocessor = text_to_text(...).preprocessor."
+        )
+    tokens = preprocessor.tokens(texts_)
+    written = write(model, tokens, beams=beams, max_new_tokens=max_new_tokens)
+    return [preprocessor.tokenizer.decode(ids) for ids in written]
 
 
 def _batches(tokens: Tokens, equal: bool) -> list[NDArray[np.int64]]:

@@ -236,6 +236,8 @@ def _build(
 ) -> keras.Model:
     """Puts pixel layer, network and head together; what trains is not decided yet."""
     row = backbones.get(backbone)
+    if row.language is not None:
+        raise ModelError(f"backbone: '{backbone}' reads texts; text_classifier and others take it.")
     height, width = _size(row, image_size)
     tag = next(iter(row.weights)) if weights is None else weights
     network = networks.build(

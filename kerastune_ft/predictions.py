@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from kerastune_ft import data, evaluation, text_predictions
+from kerastune_ft import data, evaluation, text_models, text_predictions
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.data import Split, images, tables, tokenizing
@@ -31,7 +31,7 @@ _Content = TypeVar("_Content")
 
 
 def load_model(run: Run) -> keras.Model:
-    """Loads a run's model.
+    """Loads a run's model; that of a run with texts has its `preprocessor`.
 
     Raises:
         RunError: If there is none yet, or it cannot be read.
@@ -39,12 +39,18 @@ def load_model(run: Run) -> keras.Model:
     if not run.model_path.is_file():
         raise RunError(f"run '{run.path}' has no model yet; it is {run.state}.")
     try:
-        return keras.models.load_model(run.model_path, compile=False, safe_mode=True)
+        model = keras.models.load_model(run.model_path, compile=False, safe_mode=True)
     except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise RunError(
             f"'{run.model_path}' is damaged: {error}; restore it, or run "
             f"'kft fit {run.recipe_path}' again."
         ) from error
+    if run.tokenizer_path.is_file():
+        recipe = recipes.load(run.recipe_path)
+        tokenizer = tokenizer_of(run)
+        assert tokenizer is not None
+        model.preprocessor = text_models.preprocessor_of(recipe, tokenizer)
+    return model
 
 
 def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluation]:
@@ -70,7 +76,7 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
     tokenizer = tokenizer_of(run)
     if tokenizer is not None:
         tokens, _ = tokenizing.tokens_of(split, tokenizer, recipe)
-        split = replace(split, content=replace(tokens, tokenizer=tokenizer))
+        split = replace(split, content=tokens)
     tuned_here = path is None and split.name == "validation"
     model = load_model(run)
     found = evaluation.evaluate(model, recipe, split, outputs, tuned_here=tuned_here)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,8 +184,7 @@ def _prompts(recipe: Recipe, tokens: Tokens) -> Tokens:
     if tokens.marks is None:
         return tokens
     assert tokens.tokenizer is not None
-    made = tokenizing.inputs_of(tokens.texts, tokens.tokenizer, recipe)
-    return replace(made, tokenizer=tokens.tokenizer)
+    return tokenizing.inputs_of(tokens.texts, tokens.tokenizer, recipe)
 
 
 def text_scores(true: Sequence[str], said: Sequence[str]) -> Scores:

@@ -18,108 +18,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 
 from kerastune_ft import backbones, heads, models
 from kerastune_ft.backbones import pairing, text_networks
-from kerastune_ft.backbones.tokenizers import Tokenizer, Truncation
-from kerastune_ft.data import feeding, tokenizing
-from kerastune_ft.data.texts import Batching, Ragged, Texts, Tokens
-from kerastune_ft.errors import DataError, ModelError
+from kerastune_ft.backbones.tokenizers import Tokenizer
+from kerastune_ft.data import tokenizing
+from kerastune_ft.errors import ModelError
+from kerastune_ft.preprocessing import Learns, Preprocessor
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
 
 POOLINGS = {"mean": "avg", "first": "token", "last": "last"}
 """The row's word to the head's."""
-
-
-@dataclass(frozen=True)
-class Preprocessor:
-    """Makes of texts what a model takes.
-
-    Args:
-        tokenizer: Of the model's weights.
-        sequence_length: The most tokens of a text.
-        segments: Whether the network wants to know which text of a pair a token is of.
-        truncation: Which part of a text that is too long is kept.
-    """
-
-    tokenizer: Tokenizer
-    sequence_length: int
-    segments: bool
-    truncation: Truncation = "head"
-
-    def __call__(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Returns inputs for `model.predict` or `model(...)`.
-
-        Args:
-            texts: One or more.
-            pairs: The second text of each pair.
-
-        Returns:
-            `token_ids`, `padding_mask` and, where the network wants them, `segment_ids`: `int32
-            (texts, length)`, as long as the longest text.
-        """
-        tokens = self.tokens(texts, pairs, Batching(len(texts), None, (self.sequence_length,)))
-        longest = max(int(tokens.lengths.max()), 1)
-        shown = Batching(len(texts), None, (longest,))
-        return self.tokens(texts, pairs, shown).padded(np.arange(len(texts)))
-
-    def tokens(
-        self, texts: Sequence[str], pairs: Sequence[str] | None, batching: Batching
-    ) -> Tokens:
-        """Returns texts as tokens that can be streamed in batches."""
-        _check_texts(texts, pairs)
-        encoded = self.tokenizer.encode(
-            texts, pairs, length=self.sequence_length, truncation=self.truncation
-        )
-        held = Texts(tuple(texts), None if pairs is None else tuple(pairs))
-        segments = Ragged.of(encoded.segments, encoded.starts) if self.segments else None
-        ids = Ragged.of(encoded.ids, encoded.starts)
-        return Tokens(held, ids, self.tokenizer.pad_id, batching, segments=segments)
-
-    def dataset(
-        self,
-        texts: Sequence[str],
-        labels: Sequence[Any] | np.ndarray,
-        *,
-        pairs: Sequence[str] | None = None,
-        batch_size: int = 32,
-        batch_tokens: int | None = None,
-        seed: int | None = None,
-        epochs: int = 1,
-    ) -> Any:
-        """Returns a `tf.data.Dataset` of batches of similar length, for `model.fit`.
-
-        Args:
-            texts: The texts.
-            labels: Whole numbers `(n,)`, or numbers `(n, outputs)`.
-            pairs: The second text of each pair.
-            batch_size: Texts per batch.
-            batch_tokens: Tokens per batch in place of it, padding included.
-            seed: Of the order, which is drawn anew for every epoch; None sorts by length, for
-                scoring.
-            epochs: To stream. Give `fit` the same number of epochs and
-                `steps_per_epoch=len(dataset) // epochs`.
-
-        Returns:
-            Batches of inputs and labels: `int32 (batch, 1)` or `float32 (batch, outputs)`.
-        """
-        numbers = np.asarray(labels)
-        if len(numbers) != len(texts):
-            raise DataError(f"labels: expected {len(texts)}, one per text, got {len(numbers)}.")
-        table = numbers[:, None] if numbers.ndim == 1 else numbers
-        batching = Batching.of(batch_size, batch_tokens, self.sequence_length)
-        tokens = self.tokens(texts, pairs, batching)
-        made = feeding.of_tokens(tokens, table, table.shape[1], seed=seed, epochs=range(epochs))
-        if np.issubdtype(numbers.dtype, np.integer) and numbers.ndim == 1:
-            import tensorflow as tf
-
-            return made.map(lambda inputs, label: (inputs, tf.cast(label, tf.int32)))
-        return made
 
 
 def text_classifier(
@@ -430,21 +341,26 @@ def of_recipe(
     return text_classifier(choice.name, outputs, **common)
 
 
+def preprocessor_of(recipe: Recipe, tokenizer: Tokenizer) -> Preprocessor:
+    """Returns what makes of texts what the model of a recipe takes."""
+    learns: dict[str, Learns] = {
+        "token_classification": "words",
+        "text_to_text": "target",
+        "text_generation": "next",
+    }
+    return Preprocessor(
+        tokenizer,
+        tokenizing.length_of(recipe),
+        tokenizing.language_of(recipe).segments,
+        learns.get(recipe.task.name, "whole"),
+        recipe.data.truncation,
+    )
+
+
 def _check_task(backbone: str, task: str) -> None:
     reason = pairing.refusal(backbones.get(backbone), task)
     if reason is not None:
         raise ModelError(f"backbone: {reason}.")
-
-
-def _check_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
-    if isinstance(texts, str) or not len(texts):
-        raise DataError("texts: expected a list of one or more texts.")
-    if pairs is not None and len(pairs) != len(texts):
-        raise DataError(f"pairs: expected {len(texts)} texts, one per text, got {len(pairs)}.")
-    for column in (texts, pairs or ()):
-        for text in column:
-            if not isinstance(text, str):
-                raise DataError(f"texts: expected text, got {type(text).__name__} {text!r:.60}.")
 
 
 @dataclass(frozen=True)
@@ -508,7 +424,8 @@ def _reinitialize(network: keras.Model, row: backbones.Backbone, tag: str, count
     names = [layer.name for layer in network.layers]
     first = names.index(cuts[-count - 1]) + 1
     for layer, new in zip(network.layers[first:], fresh.layers[first:], strict=True):
-        for variable, value in zip(layer.trainable_variables, new.trainable_variables, strict=True):
+        # Of a former run, layers that were frozen are so still; seeds of dropout are no weights.
+        for variable, value in zip(layer.weights, new.weights, strict=True):
             variable.assign(value)
 
 
@@ -545,7 +462,8 @@ def _finished(
     features = network(inputs)
     outputs = head.of_each(features) if each else head.apply(features, inputs["padding_mask"])
     model = keras.Model(inputs, outputs, name=name or held.row.name)
-    return _attached(model, network, held, sequence_length, trainable_blocks)
+    learns: Learns = "words" if each else "whole"
+    return _attached(model, network, held, sequence_length, trainable_blocks, learns)
 
 
 def _writer(
@@ -567,7 +485,8 @@ def _writer(
     _check_vocabulary(network, held, tag)
     inputs = _inputs(network)
     model = keras.Model(inputs, network(inputs), name=name or row.name)
-    return _attached(model, network, held, sequence_length, trainable_blocks)
+    learns: Learns = "target" if row.language.decoder else "next"
+    return _attached(model, network, held, sequence_length, trainable_blocks, learns)
 
 
 def _attached(
@@ -576,6 +495,7 @@ def _attached(
     held: _Held,
     sequence_length: int | None,
     trainable_blocks: int,
+    learns: Learns,
 ) -> keras.Model:
     language = held.row.language
     assert language is not None
@@ -586,6 +506,6 @@ def _attached(
             f"sequence_length: these weights of '{held.row.name}' have positions for {limit} "
             f"tokens; expected {limit} or less, got {length}."
         )
-    model.preprocessor = Preprocessor(held.tokenizer, length, language.segments)
+    model.preprocessor = Preprocessor(held.tokenizer, length, language.segments, learns)
     models.unfreeze(model, trainable_blocks)
     return model

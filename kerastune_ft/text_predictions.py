@@ -7,7 +7,6 @@ for row in predict(model, recipe, outputs, tokenizer, [Path("reviews.csv")], [])
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +104,7 @@ def predict(
 def _say(
     model: keras.Model, recipe: Recipe, outputs: Outputs, tokenizer: Tokenizer, texts: Texts
 ) -> list[dict[str, Any]]:
-    tokens = replace(tokenizing.inputs_of(texts, tokenizer, recipe), tokenizer=tokenizer)
+    tokens = tokenizing.inputs_of(texts, tokenizer, recipe)
     kind = TASKS[recipe.task.name].labels
     if kind == "text":
         written = text_evaluation.write(model, recipe, tokens)

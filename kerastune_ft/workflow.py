@@ -263,7 +263,8 @@ def stages_text(recipe: Recipe) -> str:
     row = backbones.get(recipe.backbone.name)
     count = len(row.cuts)
     if row.language:
-        count = text_networks.layers_of_config(row, recipe.backbone.tag)
+        whole = recipe.task.name == "text_to_text"
+        count = text_networks.layers_of_config(row, recipe.backbone.tag, decoder=whole)
     elif not count:  # of a preset the blocks are found in its graph
         network = models.image_classifier(row.name, 2, weights="none")
         count = len(models.blocks(network)) - 1

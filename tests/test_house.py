@@ -19,7 +19,7 @@ LEVELS = [
     {"losses", "tasks", "schedules", "optimizers", "strategies", "runs", "devices", "starters"},
     {"data"},
     {"heads", "models", "states"},
-    {"text_models", "generation"},
+    {"preprocessing", "text_models", "generation"},
     {
         "averaging",
         "callbacks",

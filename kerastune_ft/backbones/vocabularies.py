@@ -83,8 +83,9 @@ def from_folder(folder: Path, row: Family) -> tuple[tokenizers.Tokenizer, dict[s
 def from_preset_folder(folder: Path, row: Family) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     """Reads a KerasHub preset's `tokenizer.json` and `assets/tokenizer`.
 
-    The preset's own words count: KerasHub's uncased BERT presets say `strip_accents: false`,
-    although the network was trained with accents stripped.
+    Uncased networks were trained with accents stripped, as their authors' tokenizer does with
+    lower case; KerasHub's presets of them say `strip_accents: false`, which would make unknown
+    tokens of accented words, and is not followed.
 
     Raises:
         WeightsError: If a file is missing, or the tokenizer is another family's.
@@ -103,7 +104,7 @@ def from_preset_folder(folder: Path, row: Family) -> tuple[tokenizers.Tokenizer,
         model = _build(path, models.WordPiece, **_lines(path, row.special))
         wishes = {
             "do_lower_case": bool(config.get("lowercase")),
-            "strip_accents": bool(config.get("strip_accents")),
+            "strip_accents": bool(config.get("strip_accents") or config.get("lowercase")),
             "tokenize_chinese_chars": bool(config.get("split_on_cjk", True)),
         }
         rust = assemble(row, model, wishes)

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from kerastune_ft import backbones
 from kerastune_ft.backbones import text_networks, weights
 from kerastune_ft.backbones.facts import Backbone, Language
-from kerastune_ft.backbones.tokenizers import Encoded, Tokenizer
+from kerastune_ft.backbones.tokenizers import Encoded, Tokenizer, Truncation
 from kerastune_ft.data import Split, Splits, tables
 from kerastune_ft.data.texts import Batching, Ragged, Texts, Tokens
-from kerastune_ft.tasks import TASKS
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
@@ -75,10 +74,7 @@ def tokenized(splits: Splits, tokenizer: Tokenizer, recipe: Recipe) -> Splits:
         )
         severity: tables.Severity = "warn" if len(cut) > _MANY * total else "note"
         findings += (tables.finding("truncated", severity, message, cut),)
-    train, validation, test = (
-        replace(split, content=replace(made[split.name][0], tokenizer=tokenizer))
-        for split in splits.all
-    )
+    train, validation, test = (replace(split, content=made[split.name][0]) for split in splits.all)
     return replace(splits, train=train, validation=validation, test=test, findings=findings)
 
 
@@ -98,117 +94,162 @@ def tokens_of(
     split: Split, tokenizer: Tokenizer, recipe: Recipe
 ) -> tuple[Tokens, NDArray[np.bool_]]:
     """Returns the tokens of one split, and which of its texts were cut."""
-    texts = split.content
+    texts, data = split.content, recipe.data
     assert isinstance(texts, Texts), type(texts)
-    length, data = length_of(recipe), recipe.data
+    length, segments = length_of(recipe), language_of(recipe).segments
     batching = Batching.of(data.batch_size, data.batch_tokens, length)
-    kind = TASKS[recipe.task.name].labels
-    if kind == "tags":
-        return _tagged(texts, split.labels, tokenizer, length, batching, recipe)
+    if recipe.task.name == "token_classification":
+        return tagged(texts, split.labels, tokenizer, batching, segments)
     if recipe.task.name == "text_generation":
-        return _continued(texts, split.labels, tokenizer, length, batching, recipe)
-    encoded = _encode(tokenizer, texts.first, texts.second, length, data.truncation)
-    tokens = Tokens(
-        texts,
-        Ragged.of(encoded.ids, encoded.starts),
-        tokenizer.pad_id,
-        batching,
-        segments=_segments(encoded, recipe),
-    )
-    if kind != "text":
-        return tokens, encoded.truncated
-    written = _encode(tokenizer, [str(label) for label in split.labels], None, length, "head")
-    targets = Ragged.of(written.ids, written.starts)
-    tokens = replace(tokens, targets=targets, start_id=tokenizer.pad_id)
-    return tokens, encoded.truncated | written.truncated
+        return continued(texts, split.labels, tokenizer, batching, recipe.task.learn_prompt)
+    if recipe.task.name == "text_to_text":
+        return written(texts, split.labels, tokenizer, batching, data.truncation)
+    return read(texts, tokenizer, batching, segments, data.truncation)
 
 
 def inputs_of(texts: Texts, tokenizer: Tokenizer, recipe: Recipe) -> Tokens:
     """Returns the tokens of texts without labels, for predictions."""
-    length, data = length_of(recipe), recipe.data
-    batching = Batching.of(data.batch_size, None, length)
+    segments = language_of(recipe).segments
+    batching = Batching.of(recipe.data.batch_size, None, length_of(recipe))
     if texts.words is not None:
-        tags = [np.zeros(len(words), np.int32) for words in texts.words]
-        labels = np.empty(len(tags), object)
-        labels[:] = tags
-        return _tagged(texts, labels, tokenizer, length, batching, recipe)[0]
-    encoded = _encode(tokenizer, texts.first, texts.second, length, data.truncation)
-    ids = Ragged.of(encoded.ids, encoded.starts)
-    segments = _segments(encoded, recipe)
-    return Tokens(texts, ids, tokenizer.pad_id, batching, segments=segments)
+        labels = [np.zeros(len(words), np.int32) for words in texts.words]
+        return tagged(texts, labels, tokenizer, batching, segments)[0]
+    return read(texts, tokenizer, batching, segments, recipe.data.truncation)[0]
 
 
-def _segments(encoded: Encoded, recipe: Recipe) -> Ragged | None:
-    if not language_of(recipe).segments:
-        return None
-    return Ragged.of(encoded.segments, encoded.starts)
-
-
-def _tagged(
+def read(
     texts: Texts,
-    labels: NDArray[Any],
     tokenizer: Tokenizer,
-    length: int,
     batching: Batching,
-    recipe: Recipe,
+    segments: bool,
+    truncation: Truncation = "head",
 ) -> tuple[Tokens, NDArray[np.bool_]]:
-    """Gives the first token of every word the word's tag, and the others none."""
-    assert texts.words is not None
-    encoded = tokenizer.encode_words(texts.words, length=length)
-    assert encoded.words is not None
-    marks = np.full(len(encoded.ids), -1, np.int32)
-    for row, tags in enumerate(labels):
-        here = slice(int(encoded.starts[row]), int(encoded.starts[row + 1]))
-        words = encoded.words[here]
-        first = (words >= 0) & (words != np.concatenate([[-1], words[:-1]]))
-        marks[here][first] = np.asarray(tags, np.int32)[words[first]]
+    """Returns the tokens of texts that have a label as a whole, and which texts were cut.
+
+    Args:
+        texts: Or pairs of texts.
+        tokenizer: Of the network.
+        batching: Its last bucket is the most tokens of a text.
+        segments: Whether the network wants to know which text of a pair a token is of.
+        truncation: Which part of a text that is too long is kept.
+    """
+    length = batching.buckets[-1]
+    encoded = _encode(tokenizer, texts.first, texts.second, length, truncation)
     tokens = Tokens(
         texts,
         Ragged.of(encoded.ids, encoded.starts),
         tokenizer.pad_id,
         batching,
-        segments=_segments(encoded, recipe),
-        marks=Ragged.of(marks, encoded.starts),
+        segments=Ragged.of(encoded.segments, encoded.starts) if segments else None,
+        tokenizer=tokenizer,
     )
     return tokens, encoded.truncated
 
 
-def _continued(
+def written(
     texts: Texts,
-    labels: NDArray[Any],
+    targets: Sequence[str] | NDArray[Any],
     tokenizer: Tokenizer,
-    length: int,
     batching: Batching,
-    recipe: Recipe,
+    truncation: Truncation = "head",
+) -> tuple[Tokens, NDArray[np.bool_]]:
+    """Returns the tokens of texts and of what a decoder is to write for each; see `read`."""
+    tokens, cut = read(texts, tokenizer, batching, segments=False, truncation=truncation)
+    length = batching.buckets[-1]
+    made = _encode(tokenizer, [str(text) for text in targets], None, length, "head")
+    ragged = Ragged.of(made.ids, made.starts)
+    return replace(tokens, targets=ragged, start_id=tokenizer.pad_id), cut | made.truncated
+
+
+def tagged(
+    texts: Texts,
+    tags: Sequence[Any] | NDArray[Any],
+    tokenizer: Tokenizer,
+    batching: Batching,
+    segments: bool,
+) -> tuple[Tokens, NDArray[np.bool_]]:
+    """Gives the first token of every word the word's tag, and the others none; see `read`.
+
+    Args:
+        texts: With words.
+        tags: Of each text the class number of every word.
+        tokenizer: Of the network.
+        batching: Its last bucket is the most tokens of a text.
+        segments: Whether the network has segments.
+    """
+    assert texts.words is not None
+    encoded = tokenizer.encode_words(texts.words, length=batching.buckets[-1])
+    assert encoded.words is not None
+    marks = np.full(len(encoded.ids), -1, np.int32)
+    for row, numbers in enumerate(tags):
+        here = slice(int(encoded.starts[row]), int(encoded.starts[row + 1]))
+        words = encoded.words[here]
+        first = (words >= 0) & (words != np.concatenate([[-1], words[:-1]]))
+        marks[here][first] = np.asarray(numbers, np.int32)[words[first]]
+    tokens = Tokens(
+        texts,
+        Ragged.of(encoded.ids, encoded.starts),
+        tokenizer.pad_id,
+        batching,
+        segments=Ragged.of(encoded.segments, encoded.starts) if segments else None,
+        marks=Ragged.of(marks, encoded.starts),
+        tokenizer=tokenizer,
+    )
+    return tokens, encoded.truncated
+
+
+def continued(
+    texts: Texts,
+    follows: Sequence[str] | NDArray[Any],
+    tokenizer: Tokenizer,
+    batching: Batching,
+    learn_prompt: bool = False,
 ) -> tuple[Tokens, NDArray[np.bool_]]:
     """Joins prompt, what follows it and an end; every place learns the token after it.
 
-    A prompt that is too long loses its beginning: what follows must fit.
+    A space is put between the two where there is none. A prompt that is too long loses its
+    beginning: what follows must fit.
+
+    Args:
+        texts: The prompts; they may be empty.
+        follows: What follows each.
+        tokenizer: Of the network.
+        batching: Its last bucket is the most tokens of both.
+        learn_prompt: Whether the tokens of the prompt are learned, too.
     """
-    follows = [
+    length = batching.buckets[-1]
+    spaced = [
         said if not prompt or prompt[-1:].isspace() or said[:1].isspace() else f" {said}"
-        for prompt, said in zip(texts.first, map(str, labels), strict=True)
+        for prompt, said in zip(texts.first, map(str, follows), strict=True)
     ]
-    prompts = _encode(tokenizer, texts.first, None, length - 2, "tail")
-    written = _encode(tokenizer, follows, None, length - 1, "head")
+    assert tokenizer.eos_id is not None
+    prompts = _encode(tokenizer, texts.first, None, length, "tail")
+    made = _encode(tokenizer, spaced, None, length - 1, "head")
     end = np.asarray([tokenizer.eos_id], np.int32)
     rows, marks = [], []
-    cut = prompts.truncated | written.truncated
+    cut = prompts.truncated | made.truncated
     for row in range(len(texts)):
         prompt = prompts.ids[prompts.starts[row] : prompts.starts[row + 1]]
-        after = written.ids[written.starts[row] : written.starts[row + 1]]
+        after = made.ids[made.starts[row] : made.starts[row + 1]]
         room = length - 1 - len(after)
         if len(prompt) > room:
             cut[row] = True
             prompt = prompt[len(prompt) - room :]
-        ids = np.concatenate([prompt, after, end]).astype(np.int32)
+        # Without a prompt the end of another text stands before the first token.
+        before = prompt if len(prompt) or room < 1 else end
+        ids = np.concatenate([before, after, end]).astype(np.int32)
         mark = np.append(ids[1:], -1)
-        if not recipe.task.learn_prompt:
-            mark[: max(len(prompt) - 1, 0)] = -1
+        if not learn_prompt:
+            mark[: max(len(before) - 1, 0)] = -1
         rows.append(ids)
         marks.append(mark)
     tokens = Tokens(
-        texts, Ragged.joined(rows), tokenizer.pad_id, batching, marks=Ragged.joined(marks)
+        texts,
+        Ragged.joined(rows),
+        tokenizer.pad_id,
+        batching,
+        marks=Ragged.joined(marks),
+        tokenizer=tokenizer,
     )
     return tokens, cut
 
@@ -218,7 +259,7 @@ def _encode(
     first: Sequence[str],
     second: Sequence[str] | None,
     length: int,
-    truncation: Any,
+    truncation: Truncation,
 ) -> Encoded:
     """Encodes texts, or takes what was made of the same texts before."""
     characters = sum(map(len, first)) + sum(map(len, second or ()))
@@ -263,6 +304,3 @@ def _keep(path: Path, made: Encoded) -> None:
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
-
-
-__all__ = ["inputs_of", "length_of", "tokenized", "tokenizer_of", "tokens_of"]
