@@ -15,7 +15,7 @@ from test_cli import DOCUMENTED, ENVIRONMENT
 
 import kerastune_ft as kft
 from kerastune_ft import cli, recipe
-from kerastune_ft.backbones import PICTURES
+from kerastune_ft.backbones import BACKBONES, PICTURES, pairing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,6 +109,18 @@ def test_the_readme_lists_the_backbones_with_their_facts() -> None:
             f"{', '.join(row.weights)} |"
         )
         assert line in README, line
+
+
+def test_the_readme_says_which_network_does_which_task() -> None:
+    rows = [row for row in BACKBONES.values() if row.language]
+    head = f"| task | {' | '.join(f'`{row.name}`' for row in rows)} |"
+    assert head in README
+    for task in pairing.TEXT_TASKS:
+        able = ("yes" if pairing.refusal(row, task) is None else "no" for row in rows)
+        assert f"| `{task}` | {' | '.join(able)} |" in README
+    for row in rows:
+        tags = [tag for tag in row.weights if tag != "minilm"]
+        assert f"| {row.language.pooling} | {', '.join(tags) or 'none: give a folder'} |" in README
 
 
 def test_modules_and_links_of_the_documents_exist() -> None:
