@@ -70,8 +70,7 @@ def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_scripts_of_the_readme_use_public_names() -> None:
-    first, second = blocks("python")
-    text = first + second
+    text = "".join(blocks("python"))
     used = {
         node.attr
         for node in ast.walk(ast.parse(text))
@@ -85,7 +84,7 @@ def test_the_scripts_of_the_readme_use_public_names() -> None:
 @pytest.mark.network
 @pytest.mark.slow
 def test_the_script_of_the_readme_reaches_what_the_recipe_reaches(tmp_path: Path) -> None:
-    first, second = blocks("python")  # the second goes on from the first
+    first, _, second = blocks("python")  # the last goes on from the first
     command = [sys.executable, "-c", first + second]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -94,11 +93,25 @@ def test_the_script_of_the_readme_reaches_what_the_recipe_reaches(tmp_path: Path
     assert float(accuracy[1]) >= 0.97
 
 
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_script_of_the_readme_for_texts_runs(tmp_path: Path) -> None:
+    _, script, _ = blocks("python")
+    begin = (
+        "import keras, kerastune_ft as kft\n"
+        "texts, labels = ['a good film', 'a bad film'] * 16, [1, 0] * 16\n"
+    )
+    command = [sys.executable, "-c", begin + script]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_readme_lists_the_files_of_a_run() -> None:
     table = README.split("## What a run leaves")[1].split("##")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     names = [name.rstrip("/") for row in rows for name in re.findall("`([^`]+)`", row)]
-    assert sorted(names) == sorted(DOCUMENTED | {"thresholds.json"})  # of several labels
+    # Of several labels, and of texts.
+    assert sorted(names) == sorted(DOCUMENTED | {"thresholds.json", "tokenizer.json"})
 
 
 def test_the_readme_lists_the_backbones_with_their_facts() -> None:
