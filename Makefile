@@ -12,6 +12,8 @@ slow:
 torture:
 	KFT_KILLS=50 pytest -m slow -n 0 tests/test_resume.py -k killed
 	KFT_EXHAUSTIVE=1 pytest -m slow -n 0 tests/test_strategies.py -k slowly
+	KFT_EXHAUSTIVE=1 pytest -m slow -n 1 tests/test_contract.py tests/test_models.py \
+	    tests/test_backbones.py
 
 lint:
 	ruff check .

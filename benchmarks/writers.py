@@ -4,7 +4,7 @@
     python -m benchmarks.writers gpt2 texts/ --epochs 5      # train.csv, ...: text
 
 No pre-trained weights of either can be had where this was written. Tokenizer and network are made
-the texts of `train.csv`: a folder of Hugging Face's format without weights, which
+for the texts of `train.csv`: a folder of Hugging Face's format without weights, which
 `backbone.weights=none:FOLDER` builds. Everything else is the shipped recipe. Prints the scores, the
 first samples, and the loss of every epoch.
 """

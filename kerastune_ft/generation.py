@@ -9,6 +9,7 @@ lengths, so that nothing is traced or compiled for every length.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from kerastune_ft.errors import ModelError
 
 ENCODED = "final_dropout"
 """The last layer of an encoder that a decoder looks at."""
+
+ROWS = 64
+"""Beginnings that are gone on with at once."""
 
 Step = Callable[[NDArray[np.int32]], NDArray[np.float32]]
 """Takes what was written so far, `(rows, length)`, returns logits of what follows `(rows, v)`."""
@@ -53,8 +57,12 @@ def write(
             f"beams and max_new_tokens: expected 1 or more, got {beams} and {max_new_tokens}."
         )
     reads = {tensor.name for tensor in model.inputs}
-    kinds: tuple[type[_Encoded | _Prompted], ...] = (_Encoded, _Prompted)
-    kind = next((kind for kind in kinds if kind.inputs <= reads), None)
+    language = models.backbone_of(model)[1].language
+    kind: type[_Encoded | _Prompted] | None = None
+    if language is not None and language.decoder and _Encoded.inputs <= reads:
+        kind = _Encoded
+    elif language is not None and language.causal and len(model.output_shape) == 3:
+        kind = _Prompted
     if kind is None:
         raise ModelError(
             f"model '{model.name}': writes no texts; expected one of text_to_text or "
@@ -65,7 +73,7 @@ def write(
     writer = kind(model, tokens, max_new_tokens)
     written: list[Any] = [None] * len(tokens)
     # Of equal lengths alone, where what is read stands before what is written.
-    for rows in _batches(tokens, equal=kind is _Prompted):
+    for rows in _batches(tokens, kind is _Prompted, beams):
         step, begin = writer.begin(rows, beams)
         found = _search(
             step, begin, len(rows), beams, writer.room(rows), tokenizer.eos_id, tokenizer.pad_id
@@ -96,13 +104,21 @@ def write_texts(
             f"model '{model.name}': has no preprocessor; a reloaded model gets that of a new one: "
             "model.preprocessor = text_to_text(...).preprocessor."
         )
-    tokens = preprocessor.tokens(texts_)
+    tokens = preprocessor.tokens(texts_, max_new_tokens=max_new_tokens)
     written = write(model, tokens, beams=beams, max_new_tokens=max_new_tokens)
     return [preprocessor.tokenizer.decode(ids) for ids in written]
 
 
-def _batches(tokens: Tokens, equal: bool) -> list[NDArray[np.int64]]:
-    planned = texts.plan(tokens.ids.lengths, tokens.batching)
+def _at(logits: Any, place: Any) -> Any:
+    """Returns the logits of one place of each row, `float32 (rows, vocabulary)`."""
+    one = keras.ops.take_along_axis(logits, keras.ops.expand_dims(place, -1), axis=1)
+    return keras.ops.cast(keras.ops.squeeze(one, 1), "float32")
+
+
+def _batches(tokens: Tokens, equal: bool, beams: int) -> list[NDArray[np.int64]]:
+    size = max(1, ROWS // beams)
+    batching = dataclasses.replace(tokens.batching, batch_size=size, batch_tokens=None)
+    planned = texts.plan(tokens.ids.lengths, batching)
     if not equal:
         return planned
     lengths = tokens.ids.lengths
@@ -123,8 +139,10 @@ class _Encoded:
         features = network.get_layer(ENCODED).output
         self.encoder = keras.Model(read, features)
         written = [inputs["decoder_token_ids"], inputs["decoder_padding_mask"]]
+        place = keras.Input((1,), dtype="int32", name="place")
         self.decoder = keras.Model(
-            [features, read["encoder_padding_mask"], *written], network.output
+            [features, read["encoder_padding_mask"], *written, place],
+            _at(network.output, place),
         )
         self.tokens = tokens
         self.max_new_tokens = max_new_tokens
@@ -141,8 +159,8 @@ class _Encoded:
 
         def step(written: NDArray[np.int32]) -> NDArray[np.float32]:
             padded, seen = _padded(written, tokens.pad_id)
-            logits = self.decoder.predict_on_batch([features, mask, padded, seen])
-            return np.asarray(logits, "float32")[:, written.shape[1] - 1]
+            place = np.full((len(written), 1), written.shape[1] - 1, np.int32)
+            return np.asarray(self.decoder.predict_on_batch([features, mask, padded, seen, place]))
 
         start = np.full((len(rows) * beams, 1), tokens.pad_id, np.int32)
         return step, start
@@ -155,10 +173,11 @@ class _Encoded:
 class _Prompted:
     """Writes on from what it has read, all texts of a batch being equally long."""
 
-    inputs = frozenset({"token_ids"})
-
     def __init__(self, model: keras.Model, tokens: Tokens, max_new_tokens: int) -> None:
-        self.model = model
+        place = keras.Input((1,), dtype="int32", name="place")
+        inputs = {tensor.name: tensor for tensor in model.inputs}
+        read = [inputs["token_ids"], inputs["padding_mask"]]
+        self.model = keras.Model([*read, place], _at(model.outputs[0], place))
         self.tokens = tokens
         self.max_new_tokens = max_new_tokens
 
@@ -173,8 +192,8 @@ class _Prompted:
 
         def step(written: NDArray[np.int32]) -> NDArray[np.float32]:
             padded, seen = _padded(written, tokens.pad_id, self.limit)
-            logits = self.model.predict_on_batch({"token_ids": padded, "padding_mask": seen})
-            return np.asarray(logits, "float32")[:, written.shape[1] - 1]
+            place = np.full((len(written), 1), written.shape[1] - 1, np.int32)
+            return np.asarray(self.model.predict_on_batch([padded, seen, place]))
 
         return step, np.repeat(ids, beams, axis=0)
 

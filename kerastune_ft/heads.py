@@ -288,6 +288,8 @@ def _misfit(
 ) -> str | None:
     """Returns why a former head cannot be used, or None."""
     layers, former_layers = _dense_layers(model), _dense_layers(former)
+    if not layers:
+        return "a network that writes has none of its own, its weights bring all"
     if not former_layers or former_layers[-1].name != layers[-1].name:
         found = f"'{former_layers[-1].name}'" if former_layers else "nothing of the kind"
         return f"the outputs here are '{layers[-1].name}', the former model has {found}"
@@ -326,7 +328,9 @@ def _units(model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
 
 def _pooling_of(model: keras.Model) -> list[str]:
     """Returns the kinds of pieces that the pooling is made of."""
-    layer = model.get_layer("pooling")
+    layer = next((layer for layer in model.layers if layer.name == "pooling"), None)
+    if layer is None:  # something is said of every token
+        return []
     pieces = layer.operations if isinstance(layer, keras.Model) else [layer]
     return [type(piece).__name__ for piece in pieces]
 

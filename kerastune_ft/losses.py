@@ -122,9 +122,10 @@ class LabelAUC(keras.metrics.AUC):
 
 
 class TokenCrossentropy(keras.losses.Loss):
-    """Computes the mean cross-entropy over the places of a batch where something is learned.
+    """Sums the cross-entropy over the places of each text where something is learned.
 
-    Every such place counts alike, whatever the length of its text.
+    The batches of this package come with a weight, examples by places, so that what `fit`
+    minimises and reports is the mean over all places, on one device or several.
 
     Args:
         label_smoothing: Share of each label spread evenly over all classes, 0..1.
@@ -132,11 +133,11 @@ class TokenCrossentropy(keras.losses.Loss):
     """
 
     def __init__(self, label_smoothing: float = 0.0, name: str = "token_crossentropy") -> None:
-        super().__init__(name=name, reduction="sum_over_batch_size")
+        super().__init__(name=name)
         self.label_smoothing = label_smoothing
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Returns the loss of each example, `(batch,)`, such that their mean is that over places.
+        """Returns the loss of each example, `(batch,)`: the sum over its places.
 
         Args:
             y_true: Class or token of every place, `(batch, length)`; below 0 where nothing is
@@ -145,15 +146,12 @@ class TokenCrossentropy(keras.losses.Loss):
         """
         logits = ops.cast(ops.convert_to_tensor(y_pred), "float32")
         labels = ops.cast(y_true, "int32")
-        real = ops.cast(labels >= 0, logits.dtype)
         shares = ops.log_softmax(logits, axis=-1)
         picked = ops.take_along_axis(shares, ops.maximum(labels, 0)[..., None], axis=-1)[..., 0]
         if self.label_smoothing:
             even = ops.mean(shares, axis=-1)
             picked = (1 - self.label_smoothing) * picked + self.label_smoothing * even
-        batch = ops.cast(ops.shape(labels)[0], logits.dtype)
-        places = ops.maximum(ops.sum(real), 1.0)
-        return -ops.sum(picked * real, axis=-1) * batch / places
+        return -ops.sum(picked * ops.cast(labels >= 0, logits.dtype), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments."""
@@ -171,12 +169,16 @@ class TokenAccuracy(keras.metrics.Mean):
         super().__init__(name=name)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Counts a batch of labels `(batch, length)` and logits `(batch, length, classes)`."""
+        """Counts a batch of labels `(batch, length)` and logits `(batch, length, classes)`.
+
+        Of weights it counts whether they are 0: examples that only fill a batch up have none.
+        """
         labels = ops.cast(y_true, "int32")
         right = ops.cast(ops.argmax(y_pred, axis=-1), "int32") == labels
         weights = ops.cast(labels >= 0, "float32")
         if sample_weight is not None:
-            weights *= ops.reshape(ops.cast(sample_weight, "float32"), (-1, 1))
+            counts = ops.reshape(ops.convert_to_tensor(sample_weight) > 0, (-1, 1))
+            weights *= ops.cast(counts, "float32")
         super().update_state(ops.cast(right, "float32"), sample_weight=weights)
 
     def get_config(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ is not installed. Nothing here compiles or trains.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -350,7 +351,8 @@ def unfreeze(
                 _set_dropout(layer, index in chosen)
             if parameters == "biases" and index in chosen:
                 for weight in layer.weights:
-                    weight.trainable = weight.trainable and weight.name in ("bias", "beta")
+                    bias = weight.name in ("bias", "beta") or layer.name.endswith("_bias")
+                    weight.trainable = weight.trainable and bias
     for layer in head.layers:
         layer.trainable = True
 
@@ -495,6 +497,20 @@ def _set_dropout(layer: keras.layers.Layer, on: bool) -> None:
         if isinstance(part, keras.layers.Dropout):
             built = vars(part).setdefault("_kft_rate", part.rate)
             part.rate = built if on else 0.0
+
+
+@contextlib.contextmanager
+def dropout_as_built(model: keras.Model) -> Iterator[None]:
+    """Gives dropout of frozen blocks its rate back, so that a saved model still has it."""
+    layers = [part for part in layers_of(model) if "_kft_rate" in vars(part)]
+    rates = [layer.rate for layer in layers]
+    try:
+        for layer in layers:
+            layer.rate = vars(layer)["_kft_rate"]
+        yield
+    finally:
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.rate = rate
 
 
 def _hold_statistics(layer: keras.layers.BatchNormalization, hold: bool) -> None:

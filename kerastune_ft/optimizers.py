@@ -195,8 +195,9 @@ class _Layerwise(keras.optimizers.Optimizer):
     def _decays(self, variable: keras.Variable) -> bool:
         if not self.no_decay:
             return True
-        if any(pattern in variable.name for pattern in self.no_decay):
-            return False
+        owner = str(variable.path).rpartition("/")[0].rpartition("/")[2]
+        if any(p in variable.name or owner.endswith(f"_{p}") for p in self.no_decay):
+            return False  # a layer that only holds a bias may call it otherwise
         return len(variable.shape) >= 2 or "kernel" in variable.name
 
     def get_config(self) -> dict[str, Any]:

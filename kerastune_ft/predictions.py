@@ -75,8 +75,10 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
     split = _own_split(run, recipe) if path is None else _other_data(recipe, path, outputs)
     tokenizer = tokenizer_of(run)
     if tokenizer is not None:
-        tokens, _ = tokenizing.tokens_of(split, tokenizer, recipe)
-        split = replace(split, content=tokens)
+        tokens, was_cut = tokenizing.tokens_of(split, tokenizer, recipe)
+        cut = [name for name, cut in zip(split.names, was_cut, strict=True) if cut]
+        findings = split.findings + tokenizing.cut_finding(cut, len(split), recipe)
+        split = replace(split, content=tokens, findings=findings)
     tuned_here = path is None and split.name == "validation"
     model = load_model(run)
     found = evaluation.evaluate(model, recipe, split, outputs, tuned_here=tuned_here)
@@ -208,7 +210,8 @@ def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:
     kind, columns = TASKS[recipe.task.name].labels, tables.label_columns(recipe.data)
     if TASKS[recipe.task.name].modality == "text":
         source = text_predictions.source_of(Path(path).expanduser())
-        choice = recipe.data.model_copy(update={"source": source, "path": path})
+        update = {"source": source, "path": path, "group_column": None}
+        choice = recipe.data.model_copy(update=update)
         return data.load_all(choice, outputs.names, kind, "text")
     if kind != "class" and not Path(path).expanduser().is_file():
         wrong = "is a folder" if Path(path).expanduser().is_dir() else "does not exist"

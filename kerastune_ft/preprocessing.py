@@ -72,8 +72,13 @@ class Preprocessor:
         pairs: Sequence[str] | None = None,
         labels: Sequence[Any] | np.ndarray | None = None,
         batching: Batching | None = None,
+        max_new_tokens: int = 64,
     ) -> Tokens:
-        """Returns texts as tokens that can be streamed in batches; see `dataset`."""
+        """Returns texts as tokens that can be streamed in batches; see `dataset`.
+
+        A beginning that is to be gone on with leaves room for `max_new_tokens`, or half of what
+        there is.
+        """
         batching = batching or Batching.of(32, None, self.sequence_length)
         if isinstance(texts, str) or not len(texts):
             raise DataError("texts: expected a list of one or more texts.")
@@ -92,6 +97,8 @@ class Preprocessor:
                     0
                 ]
             return tokenizing.continued(held, labels, self.tokenizer, batching)[0]
+        if self.learns == "next":
+            return tokenizing.prompts(held, self.tokenizer, batching, max_new_tokens)
         return tokenizing.read(held, self.tokenizer, batching, self.segments, self.truncation)[0]
 
     def _words(

@@ -211,6 +211,8 @@ def _copy(model: keras.Model) -> keras.Model:
         if not (isinstance(layer, keras.layers.Dropout) and layer._seed_generators):
             return type(layer).from_config(layer.get_config())
         copied = type(layer).from_config({**layer.get_config(), "rate": 0.5})
+        if "_kft_rate" in vars(layer):
+            vars(copied)["_kft_rate"] = vars(layer)["_kft_rate"]
         copied.rate = layer.rate  # with which Keras makes no generator if it is 0
         return copied
 

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from kerastune_ft import backbones
 from kerastune_ft.backbones import BACKBONES, Backbone
+from kerastune_ft.backbones.text import may_be_preset
 from kerastune_ft.errors import did_you_mean
 from kerastune_ft.recipe_tree import KeyPath
 
@@ -324,12 +325,19 @@ def _weights(values: Values) -> Iterator[Mistake]:
     row = backbones.get(name) if _is_preset(name) else _row(values)
     is_path = weights.endswith((".keras", ".weights.h5")) or "/" in weights or "\\" in weights
     weights = weights.removeprefix("none:") if row.language else weights
+    if row.language and weights.endswith(".weights.h5"):
+        message = f"'{weights}' holds no architecture; give the folder or the .keras file"
+        yield Mistake((_WEIGHTS_PATH, _NAME_PATH), message)
+        return
     if weights in (*row.weights, "none") or is_path or Path(weights).is_dir():
         return
+    if row.language and may_be_preset(weights, row.weights):  # KerasHub knows when it is loaded
+        return
     tags = _list([*row.weights, "none"])
+    file = "a folder, or a .keras file" if row.language else "a .keras or .weights.h5 file"
     message = (
         f"backbone '{row.name}' has no '{weights}' weights, and no folder of that name is here; "
-        f"it has {tags}, or give a .keras or .weights.h5 file{did_you_mean(weights, row.weights)}"
+        f"it has {tags}, or give {file}{did_you_mean(weights, row.weights)}"
     )
     yield Mistake((_WEIGHTS_PATH, _NAME_PATH), message)
 

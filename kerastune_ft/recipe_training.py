@@ -59,7 +59,7 @@ class EarlyStopping(Section):
     ] = Field(
         default="val_loss",
         description="What has to get better: the loss, or the task's own metric (accuracy, auc_pr "
-        "of image_multilabel, mae of image_regression).",
+        "of several labels, mae of numbers).",
     )  # fmt: skip
     patience: Count = Field(
         default=3, description="Epochs without improvement before the stage ends."

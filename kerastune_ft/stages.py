@@ -170,6 +170,11 @@ def plan(model: keras.Model, train: Train, steps: int) -> list[StagePlan]:
         )
         made.enter(model)
         trained = [block for block in models.blocks(model) if block.trainable]
+        if not trained:
+            raise TrainingError(
+                f"stage '{name}': nothing would train, because this network has no head; give it "
+                "blocks: trainable_blocks=-1 is all."
+            )
         plans.append(
             dataclasses.replace(
                 made,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from kerastune_ft import files
+from kerastune_ft import files, models
 from kerastune_ft.checkpoints import Arrays
 from kerastune_ft.errors import TrainingError
 
@@ -37,7 +37,7 @@ def save(model: keras.Model, run: Run) -> None:
     sync(model)
     bare = keras.Model(model.inputs, model.outputs, name=model.name)
     try:
-        with files.replacing(run.model_path) as path:
+        with files.replacing(run.model_path) as path, models.dropout_as_built(model):
             bare.save(path)
     except OSError as error:
         raise TrainingError(

@@ -2,18 +2,20 @@
 
 Figures come from libraries: entities by seqeval, ROUGE by rouge-score, BLEU by sacrebleu.
 
-    found = evaluate(model, recipe, splits.test, splits.outputs)
-    found.scores["rouge_l"], found.rows[0]["predicted"]
+    scores, rows, true, said = evaluate_places(model, recipe, splits.test, splits.outputs)
+    scores["rouge_l"], rows[0]["predicted"]
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 
 from kerastune_ft import figures, generation
@@ -22,8 +24,6 @@ from kerastune_ft.data import tokenizing
 from kerastune_ft.data.texts import Tokens
 
 if TYPE_CHECKING:
-    import keras
-
     from kerastune_ft.data import Split
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.tasks import Outputs
@@ -32,15 +32,11 @@ Scores = dict[str, Any]
 Row = dict[str, Any]
 
 MOST_WRITTEN = 1000
-"""Texts of a split that are written for its scores; writing one takes as long as reading many."""
+"""Texts of a split that are written for its scores, drawn at random if there are more: writing one
+takes as long as reading many."""
 
-
-def each_batch(model: keras.Model, tokens: Tokens) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns rows and `float32 (batch, length, classes)` logits of every batch."""
-    return [
-        (rows, np.asarray(model.predict_on_batch(tokens.padded(rows)), "float32"))
-        for rows in batches.plan(tokens.lengths, tokens.batching)
-    ]
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]")
+_WORD = re.compile(rf"{_UNSPACED.pattern}|[^\W\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]+")
 
 
 def score_places(model: keras.Model, tokens: Tokens) -> tuple[Scores, list[np.ndarray]]:
@@ -52,11 +48,13 @@ def score_places(model: keras.Model, tokens: Tokens) -> tuple[Scores, list[np.nd
     """
     total, right, places = 0.0, 0, 0
     chosen: list[Any] = [None] * len(tokens)
+    scorer = _scorer(model)
     for rows in batches.plan(tokens.lengths, tokens.batching):
-        logits = np.asarray(model.predict_on_batch(tokens.padded(rows)), "float32")
         marks = tokens.marked(rows)
+        inputs = tokens.padded(rows)
+        read = [inputs[tensor.name] for tensor in model.inputs]
+        picked, best = map(np.asarray, scorer.predict_on_batch([*read, np.maximum(marks, 0)]))
         real = marks >= 0
-        picked, best = _log_shares(logits, np.maximum(marks, 0)), logits.argmax(axis=-1)
         total -= float(picked[real].sum(dtype="float64"))
         right += int((best == marks)[real].sum())
         places += int(real.sum())
@@ -66,15 +64,29 @@ def score_places(model: keras.Model, tokens: Tokens) -> tuple[Scores, list[np.nd
     return {"loss": total / places, "accuracy": right / places, "places": places}, chosen
 
 
+def _scorer(model: keras.Model) -> keras.Model:
+    """Returns a model that gives of every place the label's log share, and the largest logit.
+
+    All logits of a batch can take gigabytes: they stay where they are computed.
+    """
+    marks = keras.Input((None,), dtype="int32", name="marks")
+    shares = keras.ops.log_softmax(keras.ops.cast(model.outputs[0], "float32"), axis=-1)
+    picked = keras.ops.take_along_axis(shares, keras.ops.expand_dims(marks, -1), axis=-1)
+    best = keras.ops.argmax(shares, axis=-1)
+    return keras.Model([*model.inputs, marks], [picked[..., 0], best])
+
+
 def tags(model: keras.Model, tokens: Tokens, outputs: Outputs) -> list[list[str]]:
-    """Returns the tag of every word; words that were cut off get the first tag, `O` if there."""
+    """Returns the tag of every word; words without a token, or cut off, get `O`, or the first."""
     usual = "O" if "O" in outputs.names else outputs.names[0]
-    assert tokens.texts.words is not None
+    assert tokens.texts.words is not None and tokens.words is not None
     _, chosen = score_places(model, tokens)
     found = []
-    for words, numbers in zip(tokens.texts.words, chosen, strict=True):
-        known = [outputs.names[int(number)] for number in numbers]
-        found.append(known + [usual] * (len(words) - len(known)))
+    for row, (words, numbers) in enumerate(zip(tokens.texts.words, chosen, strict=True)):
+        said = [usual] * len(words)
+        for word, number in zip(tokens.words[row], numbers, strict=True):
+            said[int(word)] = outputs.names[int(number)]
+        found.append(said)
     return found
 
 
@@ -154,27 +166,25 @@ def _writing(
     model: keras.Model, recipe: Recipe, split: Split, tokens: Tokens, outputs: Outputs
 ) -> tuple[Scores, list[Row], list[Any], list[Any]]:
     scores, _ = score_places(model, tokens)
-    count = min(len(tokens), MOST_WRITTEN)
-    few = np.arange(count)
-    said = write(model, recipe, _prompts(recipe, tokens.take(few)))
-    true = [str(label) for label in split.labels[:count]]
+    few = np.sort(np.random.default_rng(0).permutation(len(tokens))[:MOST_WRITTEN])
+    held = tokens.take(few)
+    said = write(model, recipe, _prompts(recipe, held))
+    true = [str(split.labels[row]) for row in few]
     pairs = zip(true, said, strict=True)
     scores |= {
         "examples": len(tokens),
         "perplexity": math.exp(min(scores["loss"], 700.0)),
-        "written": count,
+        "written": len(few),
         "exact_match": float(np.mean([a.strip() == b.strip() for a, b in pairs])),
         **text_scores(true, said),
         "per_class": {},
     }
     if recipe.task.name == "text_to_text":
-        copied = list(tokens.texts.first[:count])
+        copied = list(held.texts.first)
         scores["copying_rouge_l"] = text_scores(true, copied)["rouge_l"]
     rows: list[Row] = [
-        {"row": _row(name), "text": text, "true": right, "predicted": found}
-        for name, text, right, found in zip(
-            split.names[:count], tokens.texts.first[:count], true, said, strict=True
-        )
+        {"row": _row(split.names[row]), "text": text, "true": right, "predicted": found}
+        for row, text, right, found in zip(few, held.texts.first, true, said, strict=True)
     ]
     return scores, rows, true, said
 
@@ -193,25 +203,28 @@ def text_scores(true: Sequence[str], said: Sequence[str]) -> Scores:
     from rouge_score import rouge_scorer
 
     kinds = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
-    scorer = rouge_scorer.RougeScorer(list(kinds), use_stemmer=False)
+    scorer = rouge_scorer.RougeScorer(list(kinds), tokenizer=_Words())
     found = [scorer.score(right, text) for right, text in zip(true, said, strict=True)]
     figures_ = {
         name: float(np.mean([row[kind].fmeasure for row in found])) if found else 0.0
         for kind, name in kinds.items()
     }
-    bleu = sacrebleu.corpus_bleu(list(said), [list(true)]).score if said else 0.0
+    # Without spaces between words a word is a character.
+    how = "zh" if sum(map(len, map(_UNSPACED.findall, true))) > len("".join(true)) / 5 else "13a"
+    bleu = sacrebleu.corpus_bleu(list(said), [list(true)], tokenize=how).score if said else 0.0
     return {**figures_, "bleu": float(bleu)}
+
+
+class _Words:
+    """Divides texts of any script into words; the library's own knows Latin letters alone."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Returns words in lower case; of scripts without spaces, characters."""
+        return _WORD.findall(text.lower())
 
 
 def _row(name: str) -> str:
     return name.rpartition("#")[0]
-
-
-def _log_shares(logits: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Returns the log of each chosen number's softmax share, `(batch, length)`."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    picked = np.take_along_axis(shifted, numbers[..., None], axis=-1)[..., 0]
-    return np.asarray(picked - np.log(np.exp(shifted).sum(axis=-1)))
 
 
 def headline_tags(scores: Scores) -> list[str]:
@@ -232,6 +245,7 @@ def headline_written(scores: Scores) -> list[str]:
         f"exact match {scores['exact_match']:.4f}",
         f"BLEU {scores['bleu']:.1f}",
         f"perplexity {scores['perplexity']:.2f}",
+        f"(written: {scores['written']:,})",
         *([] if copied is None else [f"(copying the input: ROUGE-L {copied:.3f})"]),
     ]
 

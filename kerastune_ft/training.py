@@ -300,7 +300,7 @@ class _StageRun:
             *_plateau(train_, training.task, plan_),
         ]
         listed = [
-            *_corrected(len(training.splits.validation), training),
+            *_corrected(training),
             self.bar,
             self.nan,
             self.rows,
@@ -542,11 +542,11 @@ def _plateau(train: Train, task: TaskRow, stage_plan: StagePlan) -> list[Plateau
     return [PlateauRate(monitor, _mode(monitor, task))]
 
 
-def _corrected(examples: int, training: _Training) -> list[keras.callbacks.Callback]:
-    parts = training.machine.parts
-    last = examples % training.recipe.data.batch_size
-    filled = -last % parts
-    return [stage_callbacks.FilledLoss((examples + filled) / examples)] if filled else []
+def _corrected(training: _Training) -> list[keras.callbacks.Callback]:
+    split = training.splits.validation
+    filled = feeding.filled(split, training.recipe, training.machine.parts) if len(split) else 0
+    share = (len(split) + filled) / max(len(split), 1)
+    return [stage_callbacks.FilledLoss(share)] if filled else []
 
 
 def _tensorboard(train: Train, run: Run) -> list[keras.callbacks.Callback]:

@@ -90,6 +90,8 @@ def fit(
         devices_ = _prepare(recipe)
         console = _own(console, devices_)
         with _new_run(runs_dir, name, default_name, devices_) as run, run.locked():
+            if TASKS[recipe.task.name].modality == "text":  # which says how long texts may be
+                _fetch_weights(recipe, console)
             recipe = resuming.resolved(recipe)
             splits = read(recipe)
             showing.show_data(console, splits)
@@ -235,7 +237,8 @@ def plan(recipe: Recipe, console: Console) -> None:
     """Prints what `fit` would do: data, stages, trainable parameters, rates, steps.
 
     Reads the data and builds the network; weights that `fit` might have to download are left
-    random. Trains nothing and writes nothing.
+    random, but for those of language, whose folder says how large the network is and has the
+    tokenizer. Trains nothing and writes nothing.
 
     Args:
         recipe: From `recipe.load`.

@@ -15,6 +15,24 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+HUGE = 55e6
+"""Parameters from which on slow tests of a network run only where KFT_EXHAUSTIVE is set."""
+
+
+def pytest_collection_modifyitems(items):
+    """Leaves the largest sisters of each family to `make torture`: they take CI half an hour."""
+    from kerastune_ft.backbones import PICTURES
+
+    if "KFT_EXHAUSTIVE" in os.environ:
+        return
+    huge = {row.name for row in PICTURES.values() if row.parameters > HUGE}
+    for item in items:
+        values = getattr(item, "callspec", None)
+        named = {v for v in values.params.values() if isinstance(v, str)} if values else set()
+        if item.get_closest_marker("slow") and named & huge:
+            item.add_marker(pytest.mark.skip(reason="takes long; KFT_EXHAUSTIVE=1 runs it"))
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory, monkeypatch, request):
     """Keeps tests out of the user's cache; networked tests share one to download once."""

@@ -20,6 +20,7 @@ def logits_loss():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "xlnet"])
 def test_a_script_of_five_lines_learns(name):
     keras.utils.set_random_seed(0)
@@ -107,6 +108,7 @@ def test_words_with_tags_in_a_script():
         model.preprocessor.dataset([["a", "b"]], [[1]])
 
 
+@pytest.mark.slow
 def test_a_script_writes():
     keras.utils.set_random_seed(0)
     model = kft.text_to_text("t5", weights="none")
@@ -120,6 +122,7 @@ def test_a_script_writes():
         model.preprocessor(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_text_is_gone_on_with():
     keras.utils.set_random_seed(0)
     model = kft.text_generator("gpt2", weights="none", sequence_length=32)
@@ -202,3 +205,30 @@ def test_blocks_are_the_embeddings_and_each_layer():
     assert len(kft.blocks(writer)) == 6  # embeddings, two and two layers, no head
     with pytest.raises(ModelError, match="matches no block"):
         kft.unfreeze(model, "layer_7.*")
+
+
+def test_a_reloaded_model_still_has_dropout(tmp_path):
+    from kerastune_ft import models, states
+    from kerastune_ft.runs import Run
+
+    model = kft.text_classifier("bert", 2, weights="none", backbone_dropout=0.3)
+    states.save(model, Run(tmp_path))
+    again = keras.models.load_model(tmp_path / "model.keras")
+    kft.unfreeze(again, -1)
+    rates = {
+        layer.rate for layer in models.layers_of(again) if isinstance(layer, keras.layers.Dropout)
+    }
+    assert rates == {0.3, 0.1}
+    kft.unfreeze(model, 0)
+    frozen, _ = models.backbone_of(model)
+    assert {part.rate for part in frozen.layers if isinstance(part, keras.layers.Dropout)} == {0.0}
+
+
+def test_biases_and_norms_do_not_decay_under_any_name():
+    for name in ("xlnet", "t5", "bert"):
+        model = kft.text_classifier(name, 2, weights="none", trainable_blocks=-1)
+        made = kft.optimizers.LayerwiseAdamW(1e-3, weight_decay=0.1)
+        for variable in model.trainable_variables:
+            decays = made._decays(variable)
+            spared = any(word in variable.path for word in ("bias", "norm"))
+            assert decays != spared, variable.path

@@ -119,6 +119,7 @@ def test_a_task_leaves_a_folder_that_answers_questions(tmp_path, task):
     assert other.scores["examples"] == 96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["bert", "roberta", "distilbert", "electra", "xlnet", "gpt2", "t5"]
 )
@@ -129,6 +130,7 @@ def test_every_network_learns_what_a_word_tells(tmp_path, name):
     assert run.read_json("scores")["test"]["accuracy"] >= 0.9
 
 
+@pytest.mark.slow
 def test_a_network_that_writes_learns_to_pick_a_word(tmp_path):
     path = write(tmp_path / "a.jsonl", "text_to_text", n=400)
     made = make_recipe(path, "text_to_text", epochs=12)

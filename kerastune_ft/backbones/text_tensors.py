@@ -34,7 +34,11 @@ _BESIDE = re.compile(
     r"(^|\.)(position_ids|token_type_ids|attn\.bias|attn\.masked_bias|mask_emb)$"
     r"|(^|\.)pooler\.dense\."
 )
-"""What a checkpoint may hold beside what is read of it, and nobody misses."""
+"""What a checkpoint may hold beside what is read of it, and nobody misses.
+
+BERT's pooler, a dense layer trained to tell whether a sentence follows another, is left out without
+a word: heads here read the features themselves, and learn what they need of it.
+"""
 
 _BESIDE_IN = {"t5": re.compile(r"^(decoder|lm_head)\."), "gpt2": re.compile(r"^lm_head\.weight$")}
 """The same, by family: the half of T5 that is not asked for, and GPT-2's embedding once more."""

@@ -40,6 +40,9 @@ __all__ = ["Encoded", "Tokenizer", "Truncation"]
 Truncation = Literal["head", "tail", "head_tail"]
 
 _FORMAT = 1
+_FEWEST, _SPARE = 0.9, 512
+"""Embeddings are padded with rows that no token has: to a tenth of them, or so many, are fine."""
+
 _AT_ONCE = 4096
 """Texts given to the Rust library together; bounds the memory of what it answers."""
 
@@ -326,16 +329,24 @@ class Tokenizer:
         return self._rust.decode([int(x) for x in ids if x >= 0], skip_special_tokens=skip_special)
 
     def check(self, vocabulary_size: int, where: str) -> None:
-        """Makes sure that a network has a row for every id.
+        """Makes sure that a network has a row for every id, and not many more.
 
         Args:
-            vocabulary_size: Rows of the network's embedding; more than the tokenizer's are fine.
+            vocabulary_size: Rows of the network's embedding. 512 more than the tokenizer has
+                entries are fine, and a ninth more: rows are often padded.
             where: Begins the message.
 
         Raises:
-            WeightsError: If there are too few.
+            WeightsError: If there are too few, or so many that the tokenizer must be another's.
         """
-        if self.vocabulary_size > vocabulary_size:
+        spare = vocabulary_size - self.vocabulary_size
+        if spare > _SPARE and self.vocabulary_size < _FEWEST * vocabulary_size:
+            raise WeightsError(
+                f"{where}: the tokenizer has only {self.vocabulary_size:,} entries, the network "
+                f"{vocabulary_size:,}: its files are cut off or belong to other weights; "
+                "take the tokenizer from the weights' own folder."
+            )
+        if spare < 0:
             raise WeightsError(
                 f"{where}: the tokenizer has {self.vocabulary_size:,} entries, the network "
                 f"{vocabulary_size:,}: it does not belong to these weights; "

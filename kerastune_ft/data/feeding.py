@@ -113,8 +113,9 @@ def of_tokens(
 
     Returns:
         Batches of inputs, a dict of `int32 (batch, length)`; labels `float32 (batch, width)`, or
-        `int32 (batch, length)` with -1 where nothing is learned; and, with `class_weights`,
-        weights `float32 (batch,)`.
+        `int32 (batch, length)` with -1 where nothing is learned; and, with `class_weights` or
+        where every token has a label, weights `float32 (batch,)`: of the class, or such that
+        `losses.TokenCrossentropy` becomes a mean over places.
     """
     epochs = range(1) if epochs is None else epochs
     count = texts.steps(tokens.lengths, tokens.batching)
@@ -122,12 +123,17 @@ def of_tokens(
     table = None if by_token else _table(labels, width)
     weights = None if class_weights is None else np.asarray(class_weights, np.float32)
 
+    # Figures over all batches are means over all places only if every batch is weighed alike.
+    places = tokens.places if by_token else np.zeros(0)
+    evenly = len(tokens) / max(float(places.sum()), 1.0)
+
     def batch(rows: NDArray[np.int64]) -> tuple[Any, ...]:
         inputs = tokens.padded(rows)
-        target = tokens.marked(rows) if table is None else table[rows]
-        if weights is None or table is None:
-            return inputs, target
-        return inputs, target, target @ weights
+        if table is None:
+            share = evenly if seed is None else len(rows) / max(float(places[rows].sum()), 1.0)
+            return inputs, tokens.marked(rows), np.full(len(rows), share, np.float32)
+        target = table[rows]
+        return (inputs, target) if weights is None else (inputs, target, target @ weights)
 
     def generate() -> Iterator[tuple[Any, ...]]:
         skipped = first_step
@@ -137,11 +143,11 @@ def of_tokens(
                 yield batch(rows)
             skipped = 0
 
-    places = tf.TensorSpec((None, None), tf.int32)
-    target = places if table is None else tf.TensorSpec((None, width), tf.float32)
+    numbers = tf.TensorSpec((None, None), tf.int32)
+    target = numbers if table is None else tf.TensorSpec((None, width), tf.float32)
     names = tokens.padded(np.zeros(1, np.int64)) if len(tokens) else {}
-    signature: tuple[Any, ...] = (dict.fromkeys(names, places), target)
-    if weights is not None and table is not None:
+    signature: tuple[Any, ...] = (dict.fromkeys(names, numbers), target)
+    if weights is not None or table is None:
         signature += (tf.TensorSpec((None,), tf.float32),)
     made = tf.data.Dataset.from_generator(generate, output_signature=signature)
     total = len(epochs) * count - first_step
@@ -149,6 +155,15 @@ def of_tokens(
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return made.with_options(options)
+
+
+def filled(split: Split, recipe: Recipe, parts: int) -> int:
+    """Returns how many examples fill up the batches of a split for so many devices."""
+    if isinstance(split.content, Tokens):
+        sizes = [len(rows) for rows in texts.plan(split.content.lengths, split.content.batching)]
+    else:
+        sizes = [len(split) % recipe.data.batch_size]
+    return sum(-size % parts for size in sizes)
 
 
 def plain_order(split: Split) -> NDArray[np.int64] | None:

@@ -138,6 +138,7 @@ class Tokens:
         segments: Which text of a pair each token is of, for networks that want to know.
         marks: Of each token what is learned there: a label, the next token, or -1 for nothing;
             None where a whole text has one label.
+        words: Of each mark that is one, in order, the word it is of; None where there are no words.
         targets: The texts that are to be written, with an end, for networks that write; None
             elsewhere.
         start_id: Stands before the first token that is written.
@@ -150,6 +151,7 @@ class Tokens:
     batching: Batching
     segments: Ragged | None = None
     marks: Ragged | None = None
+    words: Ragged | None = None
     targets: Ragged | None = None
     start_id: int = 0
     tokenizer: Tokenizer | None = field(default=None, compare=False, repr=False)
@@ -164,6 +166,15 @@ class Tokens:
             return self.ids.lengths
         return np.maximum(self.ids.lengths, self.targets.lengths)
 
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """At how many places of each example something is learned, `(n,)`."""
+        learned = self.targets if self.targets is not None else self.marks
+        assert learned is not None
+        if self.targets is not None:
+            return learned.lengths
+        return np.asarray([int((learned[row] >= 0).sum()) for row in range(len(learned))], np.int64)
+
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Tokens:
         """Returns the rows at `indices`, in that order; numbers are shared, not copied."""
         rows = np.asarray(indices, np.int64)
@@ -177,6 +188,7 @@ class Tokens:
             ids=self.ids.take(rows),
             segments=taken(self.segments),
             marks=taken(self.marks),
+            words=taken(self.words),
             targets=taken(self.targets),
         )
 

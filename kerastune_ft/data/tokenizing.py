@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 CACHED_CHARACTERS = 5_000_000
 """From so many characters on, which take some seconds, tokens are kept in the cache."""
+
+_CACHE = 1  # raised when what is kept changes
 
 _MANY = 0.2  # of the texts: losing the end of so many is a warning
 
@@ -64,18 +68,32 @@ def tokenized(splits: Splits, tokenizer: Tokenizer, recipe: Recipe) -> Splits:
         for name, was_cut in zip(split.names, made[split.name][1], strict=True)
         if was_cut
     ]
-    findings = splits.findings
-    if cut:
-        total = sum(len(split) for split in splits.all)
-        kept = {"head": "beginning", "tail": "end", "head_tail": "beginning and end"}
-        message = (
-            f"texts of more than {length_of(recipe)} tokens ({len(cut) / total:.1%}), of which the "
-            f"{kept[recipe.data.truncation]} is kept"
-        )
-        severity: tables.Severity = "warn" if len(cut) > _MANY * total else "note"
-        findings += (tables.finding("truncated", severity, message, cut),)
+    findings = splits.findings + cut_finding(cut, sum(map(len, splits.all)), recipe)
     train, validation, test = (replace(split, content=made[split.name][0]) for split in splits.all)
     return replace(splits, train=train, validation=validation, test=test, findings=findings)
+
+
+def cut_finding(cut: Sequence[str], total: int, recipe: Recipe) -> tuple[tables.Finding, ...]:
+    """Returns a finding about texts that are cut, () if none is.
+
+    Args:
+        cut: Their names.
+        total: How many texts there are.
+        recipe: Says how they are cut.
+    """
+    if not cut:
+        return ()
+    kept = {"head": "beginning", "tail": "end", "head_tail": "beginning and end"}
+    what = f"the {kept[recipe.data.truncation]} is kept"
+    if recipe.task.name == "text_generation":
+        what = "the end of the prompt and the beginning of what follows are kept"
+    elif recipe.task.name == "token_classification":
+        what = "the first words are kept"
+    message = (
+        f"texts of more than {length_of(recipe)} tokens ({len(cut) / total:.1%}), of which {what}"
+    )
+    severity: tables.Severity = "warn" if len(cut) > _MANY * total else "note"
+    return (tables.finding("truncated", severity, message, cut),)
 
 
 def language_of(recipe: Recipe) -> Language:
@@ -114,7 +132,21 @@ def inputs_of(texts: Texts, tokenizer: Tokenizer, recipe: Recipe) -> Tokens:
     if texts.words is not None:
         labels = [np.zeros(len(words), np.int32) for words in texts.words]
         return tagged(texts, labels, tokenizer, batching, segments)[0]
+    if recipe.task.name == "text_generation":
+        return prompts(texts, tokenizer, batching, recipe.task.max_new_tokens)
     return read(texts, tokenizer, batching, segments, recipe.data.truncation)[0]
+
+
+def prompts(texts: Texts, tokenizer: Tokenizer, batching: Batching, max_new_tokens: int) -> Tokens:
+    """Returns the tokens of beginnings, so short that there is room to go on with them.
+
+    As in training, a beginning that is too long loses its own beginning.
+    """
+    whole = batching.buckets[-1]
+    length = max(whole - max_new_tokens, whole // 2, 1)
+    encoded = _encode(tokenizer, texts.first, None, length, "tail")
+    ids = Ragged.of(encoded.ids, encoded.starts)
+    return Tokens(texts, ids, tokenizer.pad_id, batching, tokenizer=tokenizer)
 
 
 def read(
@@ -181,11 +213,13 @@ def tagged(
     encoded = tokenizer.encode_words(texts.words, length=batching.buckets[-1])
     assert encoded.words is not None
     marks = np.full(len(encoded.ids), -1, np.int32)
+    spoken = []
     for row, numbers in enumerate(tags):
         here = slice(int(encoded.starts[row]), int(encoded.starts[row + 1]))
         words = encoded.words[here]
         first = (words >= 0) & (words != np.concatenate([[-1], words[:-1]]))
         marks[here][first] = np.asarray(numbers, np.int32)[words[first]]
+        spoken.append(words[first])
     tokens = Tokens(
         texts,
         Ragged.of(encoded.ids, encoded.starts),
@@ -193,6 +227,7 @@ def tagged(
         batching,
         segments=Ragged.of(encoded.segments, encoded.starts) if segments else None,
         marks=Ragged.of(marks, encoded.starts),
+        words=Ragged.joined(spoken),
         tokenizer=tokenizer,
     )
     return tokens, encoded.truncated
@@ -265,7 +300,7 @@ def _encode(
     characters = sum(map(len, first)) + sum(map(len, second or ()))
     if characters < CACHED_CHARACTERS:
         return tokenizer.encode(first, second, length=length, truncation=truncation)
-    key = hashlib.sha256(f"{tokenizer.fingerprint()} {length} {truncation}".encode())
+    key = hashlib.sha256(f"{_CACHE} {tokenizer.fingerprint()} {length} {truncation}".encode())
     for column in (first, second or ()):
         for text in column:
             key.update(hashlib.sha256(text.encode("utf-8", "replace")).digest())
@@ -282,7 +317,7 @@ def _cached(path: Path, count: int) -> Encoded | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             made = Encoded(file["ids"], file["segments"], file["starts"], file["truncated"], None)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     whole = len(made.starts) == count + 1 and int(made.starts[-1]) == len(made.ids)
     return made if whole else None
