@@ -208,13 +208,17 @@ def predict(
     if output is None:
         good, failed = _write_rows(rows, sys.stdout, "csv")
     else:
-        with files.replacing(output) as temporary, temporary.open("w", newline="") as file:
+        with (
+            files.replacing(output) as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
             good, failed = _write_rows(rows, file, output.suffix[1:])
         _say(f"{good} predictions written to {output}")
     if failed:
         what = "file is not a readable picture" if len(failed) == 1 else "files are not pictures"
         if opened.tokenizer_path.is_file():
-            what = "text is empty" if len(failed) == 1 else "texts are empty"
+            verb = "text is" if len(failed) == 1 else "texts are"
+            what = f"{verb} empty or cannot be read"
         shown = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
         _say(f"{len(failed)} {what}: {shown}; 'error' in the output says why.")
         sys.exit(1)
@@ -298,7 +302,7 @@ def copy(name: str, destination: Path | None) -> None:
 
 @main.command()
 @click.argument("destination", type=click.Path(path_type=Path), default=Path("recipe.yaml"))
-@click.option("--data", "path", type=click.Path(path_type=Path), help="Your folder or CSV file.")
+@click.option("--data", "path", type=click.Path(path_type=Path), help="Your folder or table.")
 def init(destination: Path, path: Path | None) -> None:
     """Writes a commented recipe for your own data to DESTINATION."""
     from kerastune_ft import starters

@@ -333,11 +333,10 @@ def _weights(values: Values) -> Iterator[Mistake]:
         return
     if row.language and may_be_preset(weights, row.weights):  # KerasHub knows when it is loaded
         return
-    tags = _list([*row.weights, "none"])
-    file = "a folder, or a .keras file" if row.language else "a .keras or .weights.h5 file"
+    file = "a folder or .keras file" if row.language else "a .keras or .weights.h5 file"
     message = (
-        f"backbone '{row.name}' has no '{weights}' weights, and no folder of that name is here; "
-        f"it has {tags}, or give {file}{did_you_mean(weights, row.weights)}"
+        f"backbone '{row.name}' has no '{weights}' weights, and no folder of that name is here; it "
+        f"has {_list([*row.weights, 'none'])}, or give {file}{did_you_mean(weights, row.weights)}"
     )
     yield Mistake((_WEIGHTS_PATH, _NAME_PATH), message)
 

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from kerastune_ft import backbones, devices, models, strategies
+from kerastune_ft import backbones, devices, models, strategies, text_models
 from kerastune_ft import recipe as recipes
 from kerastune_ft.checkpoints import State
 from kerastune_ft.errors import ModelError, RecipeError, RunError
 from kerastune_ft.runs import Run, base_name, check_name
+from kerastune_ft.tasks import TASKS
 
 _BEGINNING = {
-    "environment.json", "data.json", "splits.csv", "tokenizer.json", "status.json", ".lock",
+    "environment.json", "data.json", "splits.csv", "tokenizer.json", "network.json",
+    "status.json", ".lock",
 }  # fmt: skip
 
 if TYPE_CHECKING:
@@ -190,4 +192,8 @@ def _resolved_text(recipe: Recipe, language: backbones.Language) -> Recipe:
             f"tokens; expected {limit} or less, got {length}."
         )
     update = {"sequence_length": length, "weights": choice.tag}
-    return recipe.model_copy(update={"backbone": choice.model_copy(update=update)})
+    task = recipe.task
+    if task.pooling is None and TASKS[task.name].labels not in ("tags", "text"):
+        task = task.model_copy(update={"pooling": text_models.pooling_of(row, choice.tag)})
+    backbone = choice.model_copy(update=update)
+    return recipe.model_copy(update={"backbone": backbone, "task": task})

@@ -63,6 +63,11 @@ class Run:
         """The tokenizer of a run that reads or writes texts."""
         return self.path / "tokenizer.json"
 
+    @property
+    def network_path(self) -> Path:
+        """What the network of such a run is built like; its weights are elsewhere."""
+        return self.path / "network.json"
+
     @classmethod
     def create(cls, runs_dir: str | Path, name: str | None, default: str = "run") -> Run:
         """Makes a new run folder.

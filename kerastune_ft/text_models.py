@@ -29,7 +29,7 @@ from kerastune_ft.preprocessing import Learns, Preprocessor
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
 
-POOLINGS = {"mean": "avg", "first": "token", "last": "last"}
+POOLINGS: dict[str, heads.Pooling] = {"mean": "avg", "first": "token", "last": "last"}
 """The row's word to the head's."""
 
 
@@ -376,15 +376,27 @@ def _tag(row: backbones.Backbone, weights: str | None) -> str:
     return weights or next(iter(row.weights), "none")
 
 
+def pooling_of(row: backbones.Backbone, tag: str) -> heads.Pooling:
+    """Returns the pooling that suits weights of language.
+
+    Args:
+        row: Facts of the network.
+        tag: Weights, as `backbone.weights` of a recipe names them.
+    """
+    assert row.language is not None
+    facts = row.weights.get(tag.removeprefix("none:"))
+    if facts is None:  # of a former run, the name of the network tells
+        facts = row.weights.get(text_networks.located(row, tag).tag)
+    return POOLINGS[(facts.pooling if facts else None) or row.language.pooling]
+
+
 def _held(row: backbones.Backbone, tag: str, tokenizer: Tokenizer | None) -> _Held:
     if row.language is None:
         raise ModelError(
             f"backbone: '{row.name}' sees pictures; bert, roberta and the like read texts."
         )
-    facts = row.weights.get(tag.removeprefix("none:"))
-    pooling = (facts.pooling if facts else None) or row.language.pooling
     made = tokenizer or tokenizing.tokenizer_of(row, tag.removeprefix("none:"))
-    return _Held(row, POOLINGS[pooling], made)
+    return _Held(row, pooling_of(row, tag), made)
 
 
 def _network(

@@ -6,17 +6,19 @@ for row in predict(model, recipe, outputs, tokenizer, [Path("reviews.csv")], [])
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kerastune_ft import text_evaluation
-from kerastune_ft.data import text_sources, tokenizing
+from kerastune_ft.data import table_files, tables, text_sources, tokenizing
 from kerastune_ft.data.texts import Texts, plan
 from kerastune_ft.errors import DataError
 from kerastune_ft.evaluation import EVALUATORS
+from kerastune_ft.recipe_text import ENDINGS
 from kerastune_ft.tasks import TASKS, Outputs
 
 if TYPE_CHECKING:
@@ -25,10 +27,22 @@ if TYPE_CHECKING:
     from kerastune_ft.backbones.tokenizers import Tokenizer
     from kerastune_ft.recipe import Recipe
 
-_TABLES = {
-    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
+_NO_TEXT = "there is no text"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A text to be predicted.
+
+    Args:
+        shown: What tells it apart: `row`, `text`, and `pair` where there is one.
+        words: Its words where they are given.
+        error: Why there is nothing to predict, or None.
+    """
+
+    shown: dict[str, str]
+    words: tuple[str, ...] | None = None
+    error: str | None = None
 
 
 def source_of(path: Path) -> str:
@@ -38,12 +52,12 @@ def source_of(path: Path) -> str:
         DataError: If there is none.
     """
     if path.is_dir():
-        inside = {_TABLES.get(file.suffix.lower()) for file in path.iterdir()} - {None}
+        inside = {ENDINGS.get(file.suffix.lower()) for file in path.iterdir()} - {None}
         return str(inside.pop()) if len(inside) == 1 else "text_folder"
-    source = _TABLES.get(path.suffix.lower())
+    source = ENDINGS.get(path.suffix.lower())
     if source is None:
         raise DataError(
-            f"'{path}': expected a table that ends in {', '.join(_TABLES)}, or a folder of texts."
+            f"'{path}': expected a table that ends in {', '.join(ENDINGS)}, or a folder of texts."
         )
     return source
 
@@ -63,7 +77,8 @@ def predict(
         recipe: It was trained by.
         outputs: What it returns.
         tokenizer: Of the run.
-        paths: Tables, or files with a text per line.
+        paths: Tables, or files with a text per line; of a run that was trained on a folder of
+            texts, each file is one.
         texts: Texts themselves.
 
     Yields:
@@ -74,31 +89,28 @@ def predict(
         DataError: If there is nothing, or a table lacks a column.
     """
     assert tokenizer is not None
-    rows = [row for path in paths for row in _rows(path, recipe)]
+    asked = [row for path in paths for row in _rows(path, recipe)]
     if texts and recipe.data.pair_column:
-        raise DataError(
-            "--text: this run's model compares two texts; give a table with the columns "
-            f"'{recipe.data.text_column}' and '{recipe.data.pair_column}'."
-        )
-    rows += [({"row": f"text {i}", "text": text}, None) for i, text in enumerate(texts, 1)]
-    if not rows:
+        raise _pairs_wanted("--text", recipe)
+    asked += [_line(f"text {i}", text) for i, text in enumerate(texts, 1)]
+    if not asked:
         raise DataError(
             "nothing to predict: expected a table, a file with a text per line, or texts."
         )
-    tags = TASKS[recipe.task.name].labels == "tags"
-    usable = [i for i, (row, _) in enumerate(rows) if str(row["text"]).strip()]
+    usable = [i for i, row in enumerate(asked) if row.error is None]
     said: dict[int, dict[str, Any]] = {}
     if usable:
-        first = tuple(str(rows[i][0]["text"]) for i in usable)
-        pairs = tuple(str(rows[i][0]["pair"]) for i in usable) if recipe.data.pair_column else None
-        words = [rows[i][1] or tuple(text.split()) for i, text in zip(usable, first, strict=True)]
-        held = Texts(first, pairs, tuple(words) if tags else None)
+        rows = [asked[i] for i in usable]
+        first = tuple(row.shown["text"] for row in rows)
+        pairs = tuple(row.shown["pair"] for row in rows) if recipe.data.pair_column else None
+        words = tuple(row.words or tuple(row.shown["text"].split()) for row in rows)
+        tags = TASKS[recipe.task.name].labels == "tags"
+        held = Texts(first, pairs, words if tags else None)
         found = _say(model, recipe, outputs, tokenizer, held)
         said = dict(zip(usable, found, strict=True))
     nothing: dict[str, Any] = dict.fromkeys(next(iter(said.values()), {"predicted": None}))
-    for i, (row, _) in enumerate(rows):
-        error = None if i in said else "there is no text"
-        yield {**row, **said.get(i, nothing), "error": error}
+    for i, row in enumerate(asked):
+        yield {**row.shown, **said.get(i, nothing), "error": row.error}
 
 
 def _say(
@@ -121,24 +133,82 @@ def _say(
     return [how.says(values, outputs) for values in raw]
 
 
-def _rows(path: Path, recipe: Recipe) -> Iterator[tuple[dict[str, Any], tuple[str, ...] | None]]:
-    """Yields what tells each text of a file apart, and its words where they are given."""
+def _rows(path: Path, recipe: Recipe) -> Iterator[_Asked]:
+    """Yields the texts of a file."""
     data = recipe.data
-    if path.suffix.lower() not in _TABLES:
-        text = text_sources.decoded(text_sources.read(path), data.encoding, path)
-        for number, line in enumerate(text.splitlines(), 1):
-            yield {"row": f"{path.name}:{number}", "text": line}, None
+    name = text_sources.printable(path.name)
+    if path.suffix.lower() in ENDINGS:
+        yield from _table_rows(path, name, recipe)
         return
-    wanted = [c for c in (data.text_column, data.pair_column) if c]
-    for number, cells in enumerate(text_sources.records(path, data.encoding), 1):
-        for column in wanted:
-            if column not in cells:
-                raise DataError(
-                    f"{path}: row {number}: no column '{column}'; the columns are "
-                    f"{', '.join(map(str, cells))}."
-                )
-        value = cells[data.text_column] if data.text_column else ""
-        words = tuple(map(str, value)) if isinstance(value, list | tuple) else None
-        shown = " ".join(words) if words is not None else "" if value is None else str(value)
-        pair = {"pair": cells[data.pair_column] or ""} if data.pair_column else {}
-        yield {"row": f"{path.name}:{number}", "text": shown, **pair}, words
+    if data.pair_column:
+        raise _pairs_wanted(str(path), recipe)
+    if data.source == "text_folder":
+        yield _whole(path, recipe)
+        return
+    lines = table_files.decoded(table_files.read(path), data.encoding, path).split("\n")
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
+        yield _line(f"{name}:{number}", line.removesuffix("\r"))
+
+
+def _line(row: str, text: str) -> _Asked:
+    text = table_files.mended(text)
+    return _Asked({"row": row, "text": text}, error=None if text.strip() else _NO_TEXT)
+
+
+def _whole(path: Path, recipe: Recipe) -> _Asked:
+    """Returns a file as one text, as a network was trained on whole files."""
+    name = text_sources.printable(str(path))
+    try:
+        text = table_files.decoded(table_files.read(path), recipe.data.encoding, path)
+    except table_files.NoTextError as error:
+        return _Asked({"row": name, "text": ""}, error=text_sources.printable(str(error)))
+    return _line(name, text)
+
+
+def _table_rows(path: Path, name: str, recipe: Recipe) -> Iterator[_Asked]:
+    data = recipe.data
+    rows = list(table_files.records(path, data.encoding))
+    wanted = [column for column in (data.text_column, data.pair_column) if column]
+    for column in wanted:
+        if not any(column in cells for cells in rows):
+            known = dict.fromkeys(key for cells in rows for key in cells)
+            shown = tables.first_few(map(text_sources.printable, known), 20) or "none"
+            raise DataError(f"{path}: no column '{column}'; the columns are {shown}.")
+    for number, cells in enumerate(rows, 1):
+        yield _table_row(f"{name}:{number}", cells, recipe)
+
+
+def _table_row(row: str, cells: Mapping[str, Any], recipe: Recipe) -> _Asked:
+    data = recipe.data
+    value = cells.get(data.text_column) if data.text_column else ""
+    words = None
+    if isinstance(value, list | tuple):
+        words = tuple(_cell(word) for word in value)
+        value = " ".join(words)
+    shown = {"row": row, "text": _cell(value)}
+    if data.pair_column:
+        shown["pair"] = _cell(cells.get(data.pair_column))
+    error = None
+    # Without a column of prompts, a text is written from nothing.
+    if not all(shown[key].strip() for key in ("text", "pair") if key in shown):
+        error = _NO_TEXT if data.text_column else None
+    elif words is not None and not all(word.strip() for word in words):
+        error = "there is an empty word"
+    for column in (data.text_column, data.pair_column):
+        if column and column not in cells:
+            error = f"there is no '{column}'"
+    return _Asked(shown, words, error)
+
+
+def _cell(value: Any) -> str:
+    """Returns a cell as text; a missing one is ""."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return "" if value is None or value != value else str(table_files.mended(value))
+
+
+def _pairs_wanted(place: str, recipe: Recipe) -> DataError:
+    return DataError(
+        f"{place}: this run's model compares two texts; give a table with the columns "
+        f"'{recipe.data.text_column}' and '{recipe.data.pair_column}'."
+    )

@@ -102,7 +102,7 @@ def fit(
             _take_over_head(console, recipe, model, splits)
             recipe = resuming.with_stages(recipe, model)
             showing.show_plan(console, recipe, model, splits, devices_)
-            _record_beginning(run, recipe, splits)
+            _record_beginning(run, recipe, splits, model)
         with run.locked():
             _carry_out(run, recipe, model, splits, devices_, None, console)
         if devices_.rank:
@@ -163,7 +163,9 @@ def _resume(run: Run, console: Console) -> Run:
         if state is None:
             _fetch_weights(recipe, console)
         # A checkpoint has every weight: what was downloaded once is not needed again.
-        wanted = recipe if state is None else _without_weights(recipe, state.notes["network"])
+        wanted = recipe
+        if state is not None:
+            wanted = _without_weights(recipe, state.notes["network"], run)
         with devices_.scope():
             model = build(wanted, splits)
         if state is None:
@@ -222,13 +224,12 @@ def _prepare(recipe: Recipe, join: bool = True) -> devices.Devices:
     return found
 
 
-def _without_weights(recipe: Recipe, tag: str) -> Recipe:
+def _without_weights(recipe: Recipe, tag: str, run: Run) -> Recipe:
     """Asks for the network of weights that a checkpoint has."""
     row = backbones.get(recipe.backbone.name)
     weights = "none" if row.family == backbones.HUB else f"none:{tag}"
     if row.language:  # the name of the network does not tell where its weights were
-        own = recipe.backbone.tag
-        weights = own if own.startswith("none") else f"none:{own}"
+        weights = f"none:{run.path}"
     choice = recipe.backbone.model_copy(update={"weights": weights, "reinitialize_blocks": 0})
     return recipe.model_copy(update={"backbone": choice})
 
@@ -409,13 +410,14 @@ def _recorded(run: Run, model: keras.Model, console: Console) -> Iterator[None]:
     run.write_status("finished")
 
 
-def _record_beginning(run: Run, recipe: Recipe, splits: Splits) -> None:
+def _record_beginning(run: Run, recipe: Recipe, splits: Splits, model: keras.Model) -> None:
     run.write_json("environment", devices.environment())
     run.write_json("data", splits.record())
     splits.write(run.splits_path)
     content = splits.train.content
     if isinstance(content, Tokens) and content.tokenizer is not None:
         content.tokenizer.save(run.tokenizer_path)
+        text_networks.save_architecture(model, run.network_path)
     run.write_recipe(recipes.dump(recipe))  # last: with it the run can be resumed
 
 

@@ -758,6 +758,66 @@ def test_init_writes_a_valid_recipe_for_any_folder(
     assert recipe.load("other.yaml").data.source == "image_csv"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "source", "columns"),
+    [
+        ("a.csv", "text,label\nso,1\n", "csv", ("text", "label")),
+        ("a.csv", "id,Review,stars\n1,so good,5\n", "csv", ("Review", "stars")),
+        ("a.csv", "what is it,id,kind\na long one,1,b\n", "csv", ("what is it", "kind")),
+        ("a.tsv", "label\tsentence\n0\tso, so\n", "csv", ("sentence", "label")),
+        ("a.jsonl", '{"label": "a", "path": "so"}\n', "jsonl", ("path", "label")),
+        ("a.json", "not json", "jsonl", ("text", "label")),
+        ("a.csv", "id,image\n1,a\n", "image_csv", None),
+        ("a.csv", "file,label\na.JPG,b\n", "image_csv", None),
+        ("a.csv", "", "image_csv", None),
+    ],
+)
+def test_init_looks_at_a_table(
+    name: str,
+    content: str,
+    source: str,
+    columns: tuple[str, str] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(content)
+    assert kft("init", "--data", name).exit_code == 0
+    made = recipe.load("recipe.yaml")
+    assert (made.data.source, made.data.path) == (source, name)
+    if columns is None:
+        assert made.task.name == "image_classification"
+        assert made.data.image_column == {"id": "image", "fil": "file"}.get(
+            content[:3].strip(","), "path"
+        )
+    else:
+        assert (made.task.name, made.backbone.tag) == ("text_classification", "minilm")
+        assert (made.data.text_column, made.data.label_column) == columns
+
+
+def test_init_looks_into_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pandas
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("good", "bad"):
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        (tmp_path / "texts" / name / "1.txt").write_text("so")
+    (tmp_path / "tables").mkdir()
+    frame = pandas.DataFrame({"tweet": ["so"], "topic": ["a"]})
+    frame.to_parquet(tmp_path / "tables" / "train.parquet")
+    frame.to_parquet(tmp_path / "one.parquet")
+    for name, source in (
+        ("texts", "text_folder"),
+        ("tables", "parquet"),
+        ("one.parquet", "parquet"),
+    ):
+        assert kft("init", f"{name}.yaml", "--data", name).exit_code == 0
+        made = recipe.load(f"{name}.yaml").data
+        assert (made.source, made.path) == (source, name)
+        if source == "parquet":
+            assert (made.text_column, made.label_column) == ("tweet", "topic")
+
+
 def test_weights_are_listed_and_wrong_requests_refused() -> None:
     rows = json.loads(kft("weights", "ls", "--json").output)
     assert {"weights": "mobilenet_v2:torchvision", "state": "not here"}.items() <= next(

@@ -324,6 +324,7 @@ def test_odd_csv_rows_are_found_or_stop(tmp_path: Path) -> None:
         (b"path,label\n\xff\xfe\x00,x\n", "is not UTF-8"),
         (b'path,label\n"a.png,x\n', "no readable CSV|no picture"),
         (b"path,label\na,b\nc,d,e\n", "is no readable CSV"),
+        (b"path,label\na,b.png,x\n", r":2: is no readable CSV: 3 fields under a header of 2"),
         (b"path,label\n", "no picture that can be used"),
     ],
 )
@@ -880,6 +881,17 @@ def test_every_class_keeps_a_training_example() -> None:
     labels = np.repeat(np.arange(20), [1] * 10 + [2] * 5 + [30] * 5)
     splits = splitting.split(labels, validation=0.45, test=0.45)
     assert set(labels[splits == "train"]) == set(range(20))
+
+
+def test_the_smallest_group_of_a_class_is_given_back_to_training() -> None:
+    labels = np.repeat([0, 1], [60, 8])
+    groups = [f"{i // 6}" for i in range(60)] + ["one"] * 5 + ["two"] * 3
+    for seed in range(8):
+        how = {"validation": 0.3, "test": 0.4, "groups": groups, "seed": seed}
+        splits = splitting.split(labels, **how)
+        assert np.array_equal(splits, splitting.split(labels, **how))
+        assert set(labels[splits == "train"]) == {0, 1}
+        assert len({(group, part) for group, part in zip(groups, splits, strict=True)}) == 12
 
 
 def test_apportioned_totals_are_exact_and_within_limits() -> None:

@@ -456,8 +456,8 @@ train:
         "r.yaml:2: task.dropot: unknown key; did you mean 'task.dropout'?",
         "r.yaml:4: backbone.name: backbone 'mobilnet_v2' is unknown; did you mean "
         "'mobilenet_v2'? 'kft ls backbones' lists all.",
-        "r.yaml:6: data.source: expected one of image_folder, image_csv, tfds, sklearn, got "
-        "'image_foldr'; did you mean 'image_folder'?",
+        "r.yaml:6: data.source: expected one of image_folder, image_csv, tfds, sklearn, csv, jsonl, "
+        "parquet, text_folder, wheel, got 'image_foldr'; did you mean 'image_folder'?",
         "r.yaml:8: data.batch_size: expected an integer >= 1, got 0.",
         "r.yaml:12: train.stages.0.epochs: expected an integer >= 1, got 'five'.",
         "r.yaml:14: train.stages.1.warmup_epochs: warmup_epochs must be less than epochs; they "
@@ -473,8 +473,9 @@ train:
         (
             "task.name",
             "detection",
-            "expected one of image_classification, image_multilabel, image_regression, got "
-            "'detection'.",
+            "expected one of image_classification, image_multilabel, image_regression, "
+            "text_classification, text_pair_classification, text_multilabel, text_regression, "
+            "token_classification, text_to_text, text_generation, got 'detection'.",
         ),
         ("train.seed", "3.0", "expected an integer >= 0 and <= 4294967295, got 3.0."),
         ("train.seed", "9" * 50, "got 1e+50."),

@@ -17,9 +17,10 @@ import keras
 import numpy as np
 import pytest
 
-from kerastune_ft import backbones
+from kerastune_ft import backbones, recipe
 from kerastune_ft.backbones import arrays, text_folders, text_networks, weights
-from kerastune_ft.errors import ModelError, WeightsError
+from kerastune_ft.backbones.tokenizers import Tokenizer
+from kerastune_ft.errors import ModelError, RecipeError, WeightsError
 
 SHARED = Path(__file__).parents[2] / "shared"
 ROWS = sorted(row.name for row in backbones.BACKBONES.values() if row.language)
@@ -206,6 +207,86 @@ def test_the_head_of_a_former_run_is_left_out(tmp_path):
     assert (place.folder, place.kind, place.tag) == (tmp_path, "run", "none")
 
 
+def test_an_outer_model_may_be_named_like_the_row(tmp_path):
+    inner = network("bert")
+    features = keras.layers.GlobalAveragePooling1D()(inner(inner.input))
+    model = keras.Model(inner.input, keras.layers.Dense(3, name="logits")(features), name="bert")
+    model.save(tmp_path / "model.keras")
+    again = text_networks.build(backbones.get("bert"), weights=str(tmp_path))
+    assert again.name == "bert.none"
+    assert np.allclose(again(inputs(inner)), inner(inputs(inner)), atol=1e-6)
+
+
+def test_an_architecture_is_enough_for_random_weights(built, tmp_path):
+    row = backbones.get(built.name.partition(".")[0])
+    decoder = "encoder_token_ids" in built.input
+    outer = {key: keras.Input((None,), dtype="int32", name=key) for key in built.input}
+    text_networks.save_architecture(
+        keras.Model(outer, built(outer), name=row.name), tmp_path / "network.json"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["network.json"]
+    weights = f"none:{tmp_path}"
+    kind = "seq2seq" if decoder else "causal" if built.output_shape[-1] == 1000 else "build"
+    again = getattr(text_networks, kind)(row, weights=weights, dropout=0.3)
+    assert again.name == built.name
+    assert text_networks.cuts(again) == text_networks.cuts(built)
+    shapes = [[(v.path, v.shape) for v in model.weights] for model in (built, again)]
+    assert shapes[0] == shapes[1]
+    rates = {x.rate for x in again._flatten_layers() if isinstance(x, keras.layers.Dropout)}
+    assert rates == {0.3}
+    data = inputs(built)
+    assert not np.allclose(again(data), built(data), atol=1e-3)
+    for layer, other in zip(again.layers, built.layers, strict=True):
+        for variable, value in zip(layer.weights, other.weights, strict=True):
+            variable.assign(value)
+    assert np.allclose(again(data), built(data), atol=1e-6)
+    features = text_networks.build(row, weights=weights)
+    assert features.name == built.name and features.output_shape == (None, None, 32)
+    place = text_networks.located(row, weights)
+    assert (place.folder, place.kind, place.tag) == (tmp_path, "run", "none")
+    assert text_networks.layers_of_config(row, weights, decoder=decoder) == len(
+        text_networks.cuts(built)
+    )
+    assert text_networks.max_length(row, weights) == text_networks.max_length(built)
+    with pytest.raises(WeightsError, match=r"has no model\.keras yet.*kft resume"):
+        text_networks.build(row, weights=str(tmp_path))
+
+
+def test_the_network_of_a_run_goes_before_what_it_was_built_like(tmp_path):
+    bert = backbones.get("bert")
+    text_networks.save_architecture(network("bert"), tmp_path / "network.json")
+    model = network("bert", vocabulary_size=50)
+    model.save(tmp_path / "model.keras")
+    for weights_given in (str(tmp_path), f"none:{tmp_path}"):
+        again = text_networks.build(bert, weights=weights_given)
+        assert again.get_layer("token_embedding").input_dim == 50
+
+
+def test_an_architecture_of_nothing_or_of_something_else_is_refused(tmp_path):
+    bert, path = backbones.get("bert"), tmp_path / "network.json"
+    plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    with pytest.raises(ModelError, match="holds no network of language"):
+        text_networks.save_architecture(plain, path)
+    text_networks.save_architecture(network("bert"), path)
+    whole = json.loads(path.read_text())
+    with pytest.raises(WeightsError, match=r"set backbone\.name to 'bert'"):
+        text_networks.build(backbones.get("gpt2"), weights=f"none:{tmp_path}")
+    for number, change, message in (
+        (3, {"module": "os"}, "which this package does not use"),
+        (3, {"class_name": "Lambda"}, "which this package does not use"),
+        (3, {"class_name": "Dense"}, "no network can be built of it"),
+        (4, {"config": {"rate": 0.1, "dtype": {"module": "os", "class_name": "x"}}}, "not use"),
+    ):
+        changed = json.loads(json.dumps(whole))
+        changed["config"]["layers"][number] |= change
+        path.write_text(json.dumps(changed))
+        with pytest.raises(WeightsError, match=message):
+            text_networks.build(bert, weights=f"none:{tmp_path}")
+    path.write_text("{")
+    with pytest.raises(WeightsError, match=r"network\.json: is damaged"):
+        text_networks.build(bert, weights=f"none:{tmp_path}")
+
+
 def test_a_file_with_foreign_layers_is_refused(tmp_path):
     network("bert").save(tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
@@ -296,11 +377,104 @@ def test_without_network_an_error_comes_soon_and_names_the_way(name_and_weights,
         ("no/such/folder", "no such folder"),
         ("no/such/model.keras", "no such file"),
         ("ftp://somewhere", "begin with kaggle:// or hf://"),
+        ("bert_tiny_en_uncased_sst3", "unknown for backbone 'bert'"),
+        ("some/bert.weights.h5", "holds no architecture"),
+        ("none:bert.weights.h5", "holds no architecture"),
     ],
 )
 def test_unknown_weights_are_refused(weights_given, message):
     with pytest.raises(WeightsError, match=message):
         text_networks.build(backbones.get("bert"), weights=weights_given)
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if backbones.get(name).weights])
+def test_every_preset_of_keras_hub_may_stand_in_a_recipe(name):
+    models = pytest.importorskip("keras_hub").models
+    row = backbones.get(name)
+    presets = getattr(models, row.builder.rpartition(".")[2]).presets
+    for preset in set(presets) - set(row.weights):
+        recipe.from_mapping(text_recipe(name, preset))
+        recipe.from_mapping(text_recipe(name, f"none:{preset}"))
+    for tag in row.weights:
+        first, _, rest = tag.partition("_")
+        for wrong in (f"{first[:-1]}_{rest}", tag[:-1], tag.replace("_", "", 1), f"{tag}x"):
+            if wrong not in row.weights and len(first) > 2:
+                with pytest.raises(RecipeError, match=f"no '{re.escape(wrong)}' weights"):
+                    recipe.from_mapping(text_recipe(name, wrong))
+
+
+def text_recipe(name, weights_given):
+    return {
+        "task": {"name": "text_classification"},
+        "backbone": {"name": name, "weights": weights_given},
+        "data": {"source": "csv", "path": "x.csv"},
+    }
+
+
+def test_a_recipe_with_numbers_alone_is_refused():
+    with pytest.raises(RecipeError, match="holds no architecture; give the folder"):
+        recipe.from_mapping(text_recipe("bert", "some/x.weights.h5"))
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "message"),
+    [
+        ("roberta", "xlm_roberta_base_multi", "'XLMRobertaBackbone' is not supported"),
+        ("bert", "gpt2_base_en", r"holds a 'GPT2Backbone'; set backbone\.name to 'gpt2'"),
+        ("bert", "albert_base_en_uncased", "'AlbertBackbone' of KerasHub, which no backbone"),
+    ],
+)
+def test_a_preset_of_another_family_is_refused_before_it_is_downloaded(name, preset, message):
+    pytest.importorskip("keras_hub")
+    with pytest.raises(WeightsError, match=message):
+        text_networks.located(backbones.get(name), preset)
+
+
+@pytest.mark.parametrize("model_type", ["xlm-roberta", "camembert"])
+def test_networks_with_a_tokenizer_that_is_not_read_say_so(model_type, tmp_path):
+    place = text_folders.Place(tmp_path, "huggingface", "x")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 9}))
+    with pytest.raises(WeightsError, match=f"'{model_type}' is not supported: its tokenizer"):
+        text_folders.architecture(backbones.get("roberta"), place)
+
+
+def test_all_files_that_a_folder_lacks_are_named_when_it_is_found(tmp_path):
+    roberta, tail = backbones.get("roberta"), r"tokenizer\.json or vocab\.json and merges\.txt;"
+    with pytest.raises(WeightsError, match=rf"lacks config\.json, model\.safetensors, {tail}"):
+        text_networks.located(roberta, str(tmp_path))
+    config = {"model_type": "roberta", "vocab_size": 9, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=rf"lacks model\.safetensors, {tail}"):
+        text_networks.located(roberta, str(tmp_path))
+    assert text_networks.build(roberta, weights=f"none:{tmp_path}").name.startswith("roberta.")
+
+
+def test_what_is_downloaded_is_all_that_either_format_needs(tmp_path):
+    keras_hub = pytest.importorskip("keras_hub")
+    sizes = {"vocabulary_size": 5, "num_layers": 1, "num_heads": 1, "hidden_dim": 8}
+    sizes |= {"intermediate_dim": 8, "max_sequence_length": 8}
+    whole, taken = tmp_path / "whole", tmp_path / "taken"
+    keras_hub.models.BertBackbone(**sizes).save_to_preset(str(whole))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    keras_hub.models.BertTokenizer(words, lowercase=True).save_to_preset(str(whole))
+    (whole / "pytorch_model.bin").write_bytes(b"a pickle")
+    (whole / "task.weights.h5").write_bytes(b"a head")
+    filter_ = pytest.importorskip("huggingface_hub").utils.filter_repo_objects
+    there = [str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()]
+    wanted = list(filter_(there, allow_patterns=list(text_folders.DOWNLOADED)))
+    assert set(there) - set(wanted) == {"pytorch_model.bin", "task.weights.h5"}
+    for name in wanted:
+        (taken / name).parent.mkdir(parents=True, exist_ok=True)
+        (taken / name).write_bytes((whole / name).read_bytes())
+    bert = backbones.get("bert")
+    assert text_networks.located(bert, str(taken)).kind == "keras_hub"
+    assert text_networks.build(bert, weights=str(taken)).output_shape[-1] == 8
+    assert Tokenizer.from_preset_folder(taken, model_type="bert").vocabulary_size == 5
+    shards = ["model.weights.json", "model_00000.weights.h5", "model-00001-of-00002.safetensors"]
+    files = ["spiece.model", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json"]
+    assert list(filter_(shards + files, allow_patterns=list(text_folders.DOWNLOADED))) == (
+        shards + files
+    )
 
 
 def test_wrong_calls_are_refused():

@@ -372,6 +372,21 @@ def test_a_preset_folder_equals_keras_hub(family, folders, tmp_path):
         Tokenizer.from_preset_folder(tmp_path, model_type="xlnet")
 
 
+def test_uncased_presets_strip_accents_whatever_they_say(tmp_path):
+    import keras_hub
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cafe", "café", "Café"]
+    for lowercase, wanted in ((True, [5, 5, 5]), (False, [5, 6, 7])):
+        folder = tmp_path / str(lowercase)
+        keras_hub.models.BertTokenizer(
+            names, lowercase=lowercase, strip_accents=False
+        ).save_to_preset(str(folder))
+        facts = json.loads((folder / "tokenizer.json").read_text())["config"]
+        assert (facts["lowercase"], facts["strip_accents"]) == (lowercase, False)
+        ours = Tokenizer.from_preset_folder(folder, model_type="bert")
+        assert ours.encode(["cafe café Café"], length=9).ids.tolist() == [2, *wanted, 3]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_tokenizer_is_the_same_after_loading(family, tmp_path):
     made = Tokenizer.tiny(family, sentences(50))
@@ -492,6 +507,21 @@ def test_ids_that_the_network_has_no_row_for_are_refused():
     made.check(made.vocabulary_size + 28, "here")
     with pytest.raises(WeightsError, match=r"^here: the tokenizer has \d+ entries, the net.* 10:"):
         made.check(10, "here")
+
+
+def test_a_vocabulary_far_smaller_than_the_network_is_refused():
+    made = Tokenizer.tiny("bert")
+    size = made.vocabulary_size
+    made.check(size + 512, "here")
+    with pytest.raises(WeightsError, match=rf"^here: the tokenizer has only {size} .* 30,522:"):
+        made.check(30_522, "here")
+    with pytest.raises(WeightsError, match="has only"):
+        made.check(size + 513, "here")
+    made.vocabulary_size = 32_100  # T5's beside its 32,128 rows, and the most padding there is
+    made.check(32_128, "here")
+    made.check(35_666, "here")
+    with pytest.raises(WeightsError, match="has only 32,100"):
+        made.check(35_667, "here")
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), 7, b"bytes", ["list"]])

@@ -1,7 +1,6 @@
 """Which network can do which task, and why the others cannot; imports nothing heavy.
 
-refusal(backbones.get("gpt2"), "token_classification")   # "... sees only the words before ..."
-matrix()                                                  # what 'kft ls tasks' shows
+refusal(backbones.get("gpt2"), "token_classification")   # "... only what stands before it; ..."
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def _is_near(name: str, tag: str) -> bool:
     """Says whether a name is most likely a tag that is cut off or misspelt."""
     ours, theirs = name.split("_"), tag.split("_")
     if len(ours) == len(theirs):
-        return all(_likeness(*parts) >= 0.7 for parts in zip(ours, theirs, strict=True))
+        return all(_likeness(*parts) >= 0.6 for parts in zip(ours, theirs, strict=True))
     # 'bert_tiny_en_uncased_sst2' is a tag and more, and another network.
     extended = name.startswith(f"{tag}_")
     return tag.startswith(name) or (not extended and _likeness(name, tag) >= 0.9)

@@ -200,13 +200,15 @@ def load(
     )
     _check_sizes(data, table, parts)
     findings = table.findings
+    if table.groups is not None:
+        findings += splitting.shared_groups(table.groups, parts)
     training = labels[parts == "train"]
     if kind == "numbers":
         _check_numbers(data, table, training)
     elif kind == "tags":
-        _check_trained(data, table.class_names, training)
+        _check_trained(data, table, training)
     elif kind != "text":
-        _check_trained(data, table.class_names, training)
+        _check_trained(data, table, training)
         findings += splitting.absences(labels, parts, table.class_names)
         findings += _everywhere(training, table.class_names)
     made = {}
@@ -371,13 +373,16 @@ def _check_classes(data: Data, table: Table, kind: LabelKind) -> None:
         )
 
 
-def _check_trained(data: Data, class_names: Sequence[str], training: Labels) -> None:
-    counts = class_counts(training, len(class_names))
-    untrained = [name for name, count in zip(class_names, counts, strict=True) if not count]
+def _check_trained(data: Data, table: Table, training: Labels) -> None:
+    counts = class_counts(training, len(table.class_names))
+    untrained = [name for name, count in zip(table.class_names, counts, strict=True) if not count]
     if untrained:
+        # Stratified, or in groups, every class keeps an example if there is one.
+        helps = not data.split.stratify and table.groups is None
+        remedy = "set data.split.stratify=true, or add" if helps else "add"
         raise DataError(
             f"{data.path}: no training example of {first_few(untrained)} is left after splitting; "
-            "set data.split.stratify=true, or add examples of it."
+            f"{remedy} examples of it."
         )
 
 

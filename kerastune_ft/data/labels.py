@@ -146,6 +146,14 @@ def _read_class(cells: Sequence[str], columns: Sequence[str], separator: str | N
     return _present(label)
 
 
+def _read_text(cells: Sequence[str], columns: Sequence[str], separator: str | None) -> Label:
+    """Returns a text as it is: spaces and the word NaN may be what is to be written."""
+    (text,) = cells
+    if not text.strip():
+        raise _missing()
+    return text
+
+
 def _read_classes(cells: Sequence[str], columns: Sequence[str], separator: str | None) -> Label:
     if separator is None:
         marks = [_mark(cell, column) for cell, column in zip(cells, columns, strict=True)]
@@ -267,6 +275,15 @@ def _alike(labels: Labels) -> Labels:
     return np.zeros(len(labels), np.int64)
 
 
+def _presence(labels: Labels) -> Labels:
+    """Returns which classes each example has a word of, `bool (n, classes)`."""
+    classes = 1 + max((int(row.max()) for row in labels if len(row)), default=0)
+    rows = np.zeros((len(labels), classes), bool)
+    for row, numbers in zip(rows, labels, strict=True):
+        row[numbers] = True
+    return rows
+
+
 def _class_texts(labels: Labels, names: Sequence[str]) -> list[str]:
     return [names[int(number)] for number in labels]
 
@@ -313,7 +330,7 @@ LABELS: dict[Kind, LabelKind] = {
     # What is to be written, text (n,).
     "text": LabelKind(
         name="text",
-        read=_read_class,
+        read=_read_text,
         names=lambda columns, separator: tuple(columns),
         classes=_no_classes,
         encode=_encode_objects,
@@ -328,7 +345,7 @@ LABELS: dict[Kind, LabelKind] = {
         classes=_classes_of,
         encode=_encode_tags,
         texts=_tag_texts,
-        strata=_alike,
+        strata=_presence,
     ),
     # Numbers in their own units, float64 (n, targets).
     "numbers": LabelKind(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerastune_ft.data import tensorflow_sets
+from kerastune_ft.data import table_files, tensorflow_sets
 from kerastune_ft.data.labels import (
     LABELS,
     Label,
@@ -247,8 +247,6 @@ def _hint(word: str, known: Sequence[str]) -> str:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
     if not path.exists():
         raise DataError(f"data.path: no file '{path}'{_near(path)}; give a CSV file.")
     if path.is_dir():
@@ -256,21 +254,15 @@ def _read_csv(path: Path) -> pd.DataFrame:
             f"data.path: '{path}' is a folder; source image_csv reads a CSV file, "
             "image_folder reads a folder."
         )
-    separator = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
     try:
-        return pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=separator
-        )
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8."
         ) from error
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path}: is empty; expected a header line and rows.") from error
-    except (pd.errors.ParserError, ValueError) as error:
-        raise DataError(f"{path}: is no readable CSV: {str(error).strip()}.") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    return table_files.frame(text, path, "CSV")
 
 
 def _separator_hint(frame: pd.DataFrame) -> str:

@@ -27,6 +27,8 @@ from kerastune_ft.errors import DataError
 
 _EXCHANGES_PER_CLASS = 20
 _CANDIDATES = 300  # of either side of an exchange
+_FOLDS = 20  # that groups are dealt to: a share is met to a twentieth of what there is
+_BUNDLES = 2000  # of groups, if there are more
 _COLUMNS = ["name", "label", "split"]
 
 
@@ -54,8 +56,11 @@ def split(
         stratify: Whether every class gives the same share.
         seed: Another seed, another division.
         official: The split of each example, if the data says.
-        groups: What each example belongs to: a group is never divided, and the shares are kept as
-            far as that allows.
+        groups: What each example belongs to: a group is never divided, unless official splits
+            do, and the shares are kept as far as that allows.
+
+    Raises:
+        DataError: If there are too few groups.
     """
     numbers = np.asarray(labels)
     if official is not None:
@@ -104,30 +109,90 @@ def _by_groups(
     stratify: bool,
     seed: int,
 ) -> NDArray[np.str_]:
-    """Divides whole groups, by scikit-learn's folds of about the size that is wanted."""
+    """Divides whole groups: small folds of scikit-learn's, put together until a share is met."""
+    splits = np.full(len(numbers), "train", dtype="U10")
+    known = {group: number for number, group in enumerate(sorted(set(groups)))}
+    owners = np.asarray([known[group] for group in groups], np.int64)
+    shares = {n: share for n, share in (("test", test), ("validation", validation)) if share}
+    if not shares or not len(numbers):
+        return splits
+    if len(known) <= len(shares):
+        raise DataError(
+            f"data.split: {len(known)} groups are too few for {len(shares) + 1} splits; set "
+            "data.split.validation=0 or data.split.test=0, or leave data.group_column out."
+        )
+    folds = _folds(numbers, owners, stratify, seed, len(shares) + 1)
+    for number, (name, share) in enumerate(shares.items(), 1):
+        spare = len(shares) - number + 1  # a fold for each part to come, and for training
+        chosen = _nearest([len(fold) for fold in folds], share * len(numbers), spare)
+        for i in chosen:
+            splits[folds[i]] = name
+        folds = [fold for i, fold in enumerate(folds) if i not in chosen]
+    _give_back(numbers, owners, splits)
+    return splits
+
+
+def _folds(
+    numbers: NDArray[Any], owners: NDArray[np.int64], stratify: bool, seed: int, fewest: int
+) -> list[NDArray[np.int64]]:
+    """Returns the rows of folds of whole groups, none of them empty, `fewest` or more."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    splits = np.full(len(numbers), "train", dtype="U10")
-    owners = np.asarray(groups)
-    for name, share in (("test", test), ("validation", validation)):
-        rest = np.flatnonzero(splits == "train")
-        if not share or not len(rest):
-            continue
-        wanted = share * len(numbers) / len(rest)
-        folds = max(2, round(1 / wanted))
-        if len(np.unique(owners[rest])) < folds:
-            raise DataError(
-                f"data.split: {len(np.unique(owners[rest]))} groups are too few for a {name} split "
-                f"of {share:g}; set data.split.{name}=0, or leave data.group_column out."
-            )
-        kind = StratifiedGroupKFold if stratify and numbers.ndim == 1 else GroupKFold
-        folded = kind(n_splits=folds, shuffle=True, random_state=seed)
-        labels = numbers[rest] if numbers.ndim == 1 else np.zeros(len(rest))
+    # Each bundle is tried in each fold: hundreds of thousands of groups would take minutes.
+    bundles = np.random.default_rng(seed).permutation(owners.max() + 1)[owners] % _BUNDLES
+    count = min(_FOLDS, len(np.unique(bundles)))
+    labels = numbers if numbers.ndim == 1 else np.zeros(len(numbers), np.int64)
+    kinds = [GroupKFold(count, shuffle=True, random_state=seed)]
+    if stratify and numbers.ndim == 1:
+        # It wants no more folds than the largest class has members.
+        count = min(count, int(np.unique(numbers, return_counts=True)[1].max()))
+        if count >= fewest:
+            kinds.insert(0, StratifiedGroupKFold(count, shuffle=True, random_state=seed))
+    made: list[NDArray[np.int64]] = []
+    for kind in kinds:
         with warnings.catch_warnings():  # a rare class is said elsewhere
             warnings.simplefilter("ignore", UserWarning)
-            _, chosen = next(folded.split(rest, labels, owners[rest]))
-        splits[rest[chosen]] = name
-    return splits
+            made = [rows for _, rows in kind.split(owners, labels, bundles) if len(rows)]
+        if len(made) >= fewest:
+            break
+    return made
+
+
+def _nearest(sizes: Sequence[int], target: float, spare: int) -> list[int]:
+    """Returns which of some sizes sum up to about a target: one or more; `spare` are left."""
+    chosen: list[int] = []
+    total = 0
+    while len(chosen) < len(sizes) - spare:
+        left = [i for i in range(len(sizes)) if i not in chosen]
+        best = min(left, key=lambda i: abs(total + sizes[i] - target))
+        if chosen and abs(total + sizes[best] - target) >= abs(total - target):
+            break
+        chosen.append(best)
+        total += sizes[best]
+    return chosen
+
+
+def _give_back(numbers: NDArray[Any], owners: NDArray[np.int64], splits: NDArray[np.str_]) -> None:
+    """Moves, in `splits`, the smallest group of a class that training lacks into training."""
+    lacking = np.setdiff1d(numbers, numbers[splits == "train"]) if numbers.ndim == 1 else ()
+    columns = [numbers == number for number in lacking] if numbers.ndim == 1 else list(numbers.T)
+    for column in columns:
+        having = column.astype(bool)
+        if not having.any() or having[splits == "train"].any():
+            continue
+        found = np.unique(owners[having])
+        smallest = min(found, key=lambda owner: int((owners == owner).sum()))
+        splits[owners == smallest] = "train"
+
+
+def shared_groups(groups: Sequence[str], splits: NDArray[np.str_]) -> tuple[Finding, ...]:
+    """Returns a finding of the groups that are in several splits, as the data's own may be."""
+    where: dict[str, set[str]] = {}
+    for group, part in zip(groups, splits, strict=True):
+        where.setdefault(group, set()).add(str(part))
+    names = [group for group, parts in where.items() if len(parts) > 1]
+    message = "groups on two sides of the data's own splits, so that scores may be too good"
+    return (finding("group_on_two_sides", "warn", message, names),) if names else ()
 
 
 def _iteratively(labels: NDArray[np.bool_], totals: dict[str, int], seed: int) -> NDArray[np.str_]:

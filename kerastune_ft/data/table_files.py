@@ -161,9 +161,10 @@ def _quotes_are_csv(text: str) -> bool:
 
 def _longer_row(text: str, separator: str, plain: bool) -> tuple[str, str] | None:
     """Returns the line of the first row that is longer than the header, and what to do."""
-    quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
     lines = io.StringIO(text, newline="")
-    rows = csv.reader(lines, delimiter=separator, quoting=quoting)
+    rows = csv.reader(
+        lines, delimiter=separator, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    )
     try:
         columns = len(next(rows))
         fields = next((len(row) for row in rows if len(row) > columns), None)

@@ -9,6 +9,7 @@ minutes before it says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,14 @@ def read(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
     return tabulate(data, examples, findings, kind=kind, class_names=class_names)
 
 
-def rows(path: str) -> tuple[dict[str, list[str]], list[tuple[str, dict[str, Any], str | None]]]:
+def rows(
+    path: str, findings: Findings
+) -> tuple[dict[str, list[str]], list[tuple[str, dict[str, Any], str | None]]]:
     """Reads every example of a set without pictures.
 
     Args:
         path: A name, or the folder of a prepared set.
+        findings: Receives the splits that are not read.
 
     Returns:
         The class names of features that have some, by feature; and per example its place, its
@@ -100,7 +104,7 @@ def rows(path: str) -> tuple[dict[str, list[str]], list[tuple[str, dict[str, Any
         if isinstance(inner, kinds.ClassLabel):
             names[key] = list(inner.names)
     found = []
-    for split, part in _parts(path, builder, Findings()):
+    for split, part in _parts(path, builder, findings):
         read = tensorflow_datasets.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         stored = builder.as_dataset(split=split, shuffle_files=False, read_config=read)
         for number, row in enumerate(stored.as_numpy_iterator()):
@@ -227,8 +231,14 @@ def _parts(name: str, builder: Any, findings: Findings) -> list[tuple[str, str |
     if len(splits) == 1:
         return [(splits[0], None)]
     parts = [(split, split_named(split)) for split in splits]
-    for split, meaning in parts:
-        if meaning is None:
+    taken = [meaning for _, meaning in parts]
+    kinds = {split: _beginning(split) for split, meaning in parts if meaning is None}
+    for split, kind in kinds.items():
+        if kind is not None and kind not in taken and list(kinds.values()).count(kind) == 1:
+            message = "splits of the set's own, read as what their names begin with"
+            findings.add("split_by_beginning", "note", message, split)
+            parts = [(name, kind if name == split else meaning) for name, meaning in parts]
+        else:
             findings.add("split_not_read", "note", "splits of the set's own, not read", split)
     known: list[tuple[str, str | None]] = [(split, meaning) for split, meaning in parts if meaning]
     if "train" not in [meaning for _, meaning in known]:
@@ -239,6 +249,12 @@ def _parts(name: str, builder: Any, findings: Findings) -> list[tuple[str, str |
     if size > MEMORY_LIMIT_BYTES:
         raise _too_much(name, size)
     return known
+
+
+def _beginning(split: str) -> str | None:
+    """Returns whether `validation_matched` and the like are for validation or test, or neither."""
+    kind = split_named(re.split(r"[^a-z]", split.lower())[0])
+    return None if kind == "train" else kind
 
 
 def _too_much(name: str, size: int) -> DataError:

@@ -100,15 +100,16 @@ def text_folder(data: TextChoice, kind: LabelKind = LABELS["class"]) -> Table:
     findings = Findings()
     rows = []
     for name, label, split, path in sources.class_files(data.path, "text_folder", findings):
+        shown = printable(name)
         if path.suffix.lower() not in (".txt", ".text", ".md", ""):
-            findings.add("not_a_text", "note", "files that are called no text, ignored", name)
+            findings.add("not_a_text", "note", "files that are called no text, ignored", shown)
             continue
         try:
             text = table_files.decoded(table_files.read(path), data.encoding, path)
         except table_files.NoTextError as error:
-            findings.add(error.kind, "fail", _LEFT_OUT[error.kind], printable(name))
+            findings.add(error.kind, "fail", _LEFT_OUT[error.kind], shown)
             continue
-        rows.append(_Row(printable(name), {"text": text, "label": label}, split))
+        rows.append(_Row(shown, {"text": text, "label": label}, split))
     return _finished(data, kind, rows, ("label",), findings, text="text", pair=None, group=None)
 
 
@@ -255,8 +256,8 @@ def _finished(
         officials.append(row.official)
         if group:
             groups.append(_group(cells.get(group), row.where, findings))
-        for column, said in zip(texts, read, strict=True):
-            column.append(said)
+        for held, said in zip(texts, read, strict=True):
+            held.append(said)
     if any(officials) and not all(officials):
         raise DataError(f"{data.path}: some rows have a split and others none; give each one.")
     known = kind.names(columns, label_separator(data)) or _known(columns, kind, class_names)
@@ -291,8 +292,8 @@ def _check_columns(
         raise DataError(f"{data.path}: holds no rows.")
     seen: dict[str, int] = defaultdict(int)
     for row in rows:
-        for column in row.cells:
-            seen[column] += 1
+        for name in row.cells:
+            seen[name] += 1
     wanted = [("text_column", text), ("pair_column", pair), ("group_column", group)]
     for key, column in [*wanted, *(("label_column", column) for column in columns)]:
         if column and column not in seen:
