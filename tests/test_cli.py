@@ -767,16 +767,16 @@ def test_init_writes_a_valid_recipe_for_any_folder(
         ("a.tsv", "label\tsentence\n0\tso, so\n", "csv", ("sentence", "label")),
         ("a.jsonl", '{"label": "a", "path": "so"}\n', "jsonl", ("path", "label")),
         ("a.json", "not json", "jsonl", ("text", "label")),
-        ("a.csv", "id,image\n1,a\n", "image_csv", None),
-        ("a.csv", "file,label\na.JPG,b\n", "image_csv", None),
-        ("a.csv", "", "image_csv", None),
+        ("a.csv", "id,image\n1,a\n", "image_csv", "image"),
+        ("a.csv", "file,label\na.JPG,b\n", "image_csv", "file"),
+        ("a.csv", "", "image_csv", "path"),
     ],
 )
 def test_init_looks_at_a_table(
     name: str,
     content: str,
     source: str,
-    columns: tuple[str, str] | None,
+    columns: tuple[str, str] | str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -785,11 +785,8 @@ def test_init_looks_at_a_table(
     assert kft("init", "--data", name).exit_code == 0
     made = recipe.load("recipe.yaml")
     assert (made.data.source, made.data.path) == (source, name)
-    if columns is None:
-        assert made.task.name == "image_classification"
-        assert made.data.image_column == {"id": "image", "fil": "file"}.get(
-            content[:3].strip(","), "path"
-        )
+    if isinstance(columns, str):
+        assert (made.task.name, made.data.image_column) == ("image_classification", columns)
     else:
         assert (made.task.name, made.backbone.tag) == ("text_classification", "minilm")
         assert (made.data.text_column, made.data.label_column) == columns
