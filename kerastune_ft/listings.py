@@ -180,7 +180,7 @@ def _backbone(row: backbones.Backbone) -> Row:
         "family": row.family,
         "image_size": row.image_size or None,
         "smallest_side": row.smallest_side or None,
-        "blocks": len(row.cuts) or None,
+        "blocks": len(row.cuts) or _blocks_of_text(row),
         "cuts": list(row.cuts),
         "features": row.features,
         "parameters": row.parameters,
@@ -188,11 +188,19 @@ def _backbone(row: backbones.Backbone) -> Row:
         "learning_rate": row.training.learning_rate if row.training else None,
         "training": asdict(row.training) if row.training else None,
         "weights": [*row.weights, "none"],
-        "pixels": {tag: facts.pixels.name for tag, facts in row.weights.items()},
+        "pixels": {}
+        if row.language
+        else {tag: facts.pixels.name for tag, facts in row.weights.items()},
         "alphas": list(row.alphas),
         "licence": sorted({facts.licence for facts in row.weights.values()}),
         "paper": row.paper,
     }
+
+
+def _blocks_of_text(row: backbones.Backbone) -> int | None:
+    """Returns how many blocks the first weights of a row have: embeddings and layers."""
+    first = next(iter(row.weights.values()), None)
+    return first.layers + 1 if first and first.layers else None
 
 
 def _weights(_: Path) -> list[Row]:

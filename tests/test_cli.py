@@ -898,7 +898,7 @@ def test_ls_orders_backbones_by_any_column_and_puts_the_unknown_last() -> None:
                 best_first = column == "top1"
                 ordered = sorted(known, reverse=best_first != turned.startswith("-"))
                 assert known == ordered, turned
-    best = max(row["top1"] for row in listed("backbones"))
+    best = max(row["top1"] for row in listed("backbones") if row["top1"] is not None)
     assert listed("backbones", "--sort", "top1")[0]["top1"] == best
     assert kft("ls", "backbones", "--sort", "learning rate").exit_code == 0
 
@@ -915,9 +915,15 @@ def test_ls_has_every_fact_of_a_backbone_for_machines() -> None:
     for found in listed("backbones"):
         row = BACKBONES[found["name"]]
         assert found["cuts"] == list(row.cuts)
-        assert found["blocks"] == len(row.cuts)
-        assert found["smallest_side"] == row.smallest_side
-        assert found["pixels"] == {tag: facts.pixels.name for tag, facts in row.weights.items()}
+        if row.language:
+            layers = [facts.layers for facts in row.weights.values()]
+            assert found["blocks"] == (layers[0] + 1 if layers else None)
+            assert found["smallest_side"] is found["image_size"] is None
+        else:
+            assert found["blocks"] == len(row.cuts)
+            assert found["smallest_side"] == row.smallest_side
+            tags = {tag: facts.pixels.name for tag, facts in row.weights.items()}
+            assert found["pixels"] == tags
         rate = row.training.learning_rate if row.training else None
         assert found["learning_rate"] == rate
         assert (found["training"] or {}).get("learning_rate") == rate

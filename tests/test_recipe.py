@@ -456,8 +456,8 @@ train:
         "r.yaml:2: task.dropot: unknown key; did you mean 'task.dropout'?",
         "r.yaml:4: backbone.name: backbone 'mobilnet_v2' is unknown; did you mean "
         "'mobilenet_v2'? 'kft ls backbones' lists all.",
-        "r.yaml:6: data.source: expected one of image_folder, image_csv, tfds, sklearn, csv, jsonl, "
-        "parquet, text_folder, wheel, got 'image_foldr'; did you mean 'image_folder'?",
+        "r.yaml:6: data.source: expected one of image_folder, image_csv, tfds, sklearn, csv, "
+        "jsonl, parquet, text_folder, wheel, got 'image_foldr'; did you mean 'image_folder'?",
         "r.yaml:8: data.batch_size: expected an integer >= 1, got 0.",
         "r.yaml:12: train.stages.0.epochs: expected an integer >= 1, got 'five'.",
         "r.yaml:14: train.stages.1.warmup_epochs: warmup_epochs must be less than epochs; they "
