@@ -8,7 +8,7 @@ regressor returns numbers in their own units, and its loss divides by their stan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -175,93 +175,70 @@ TASKS: dict[str, TaskRow] = {
         loss=_standardised_error,
         metrics=_absolute_error,
     ),
-    "text_classification": TaskRow(
-        name="text_classification",
-        modality="text",
-        description="one class per text; softmax cross-entropy, accuracy",
-        labels="class",
-        weighs="examples",
-        metric="accuracy",
-        metric_mode="max",
-        headline="accuracy",
-        loss=_categorical_crossentropy,
-        metrics=_accuracy,
-    ),
-    "text_pair_classification": TaskRow(
-        name="text_pair_classification",
-        modality="text",
-        description="one class per pair of texts: inference, paraphrase; softmax cross-entropy, "
-        "accuracy",
-        labels="class",
-        weighs="examples",
-        metric="accuracy",
-        metric_mode="max",
-        headline="accuracy",
-        loss=_categorical_crossentropy,
-        metrics=_accuracy,
-    ),
-    "text_multilabel": TaskRow(
-        name="text_multilabel",
-        modality="text",
-        description="any number of classes per text; sigmoid cross-entropy, area under the "
-        "precision-recall curve, thresholds tuned on validation",
-        labels="classes",
-        weighs="positives",
-        metric="auc_pr",
-        metric_mode="max",
-        headline="macro_f1",
-        loss=_binary_crossentropy,
-        metrics=_area_under_curve,
-    ),
-    "text_regression": TaskRow(
-        name="text_regression",
-        modality="text",
-        description="one or several numbers per text or pair of texts; squared, absolute or Huber "
-        "error of standardised targets, mean absolute error",
-        labels="numbers",
-        weighs=None,
-        metric="mae",
-        metric_mode="min",
-        headline="r2",
-        loss=_standardised_error,
-        metrics=_absolute_error,
-    ),
-    "token_classification": TaskRow(
-        name="token_classification",
-        modality="text",
-        description="one class per word: names, parts of speech; softmax cross-entropy over first "
-        "tokens of words, accuracy, F1 of entities",
-        labels="tags",
-        weighs=None,
-        metric="accuracy",
-        metric_mode="max",
-        headline="f1",
-        loss=_token_crossentropy,
-        metrics=_token_accuracy,
-    ),
-    "text_to_text": TaskRow(
+}
+
+
+def _of_texts(name: str, alike: str, description: str) -> TaskRow:
+    """Returns the row of a task that is the same with texts as another with pictures."""
+    return replace(TASKS[alike], name=name, modality="text", description=description)
+
+
+TASKS |= {
+    row.name: row
+    for row in (
+        _of_texts(
+            "text_classification",
+            "image_classification",
+            "one class per text; softmax cross-entropy, accuracy",
+        ),
+        _of_texts(
+            "text_pair_classification",
+            "image_classification",
+            "one class per pair of texts: inference, paraphrase; softmax cross-entropy, accuracy",
+        ),
+        _of_texts(
+            "text_multilabel",
+            "image_multilabel",
+            "any number of classes per text; sigmoid cross-entropy, area under the "
+            "precision-recall curve, thresholds tuned on validation",
+        ),
+        _of_texts(
+            "text_regression",
+            "image_regression",
+            "one or several numbers per text or pair of texts; squared, absolute or Huber error "
+            "of standardised targets, mean absolute error",
+        ),
+    )
+}
+
+_WORDS = TaskRow(
+    name="token_classification",
+    modality="text",
+    description="one class per word: names, parts of speech; softmax cross-entropy over first "
+    "tokens of words, accuracy, F1 of entities",
+    labels="tags",
+    weighs=None,
+    metric="accuracy",
+    metric_mode="max",
+    headline="f1",
+    loss=_token_crossentropy,
+    metrics=_token_accuracy,
+)
+TASKS |= {
+    "token_classification": _WORDS,
+    "text_to_text": replace(
+        _WORDS,
         name="text_to_text",
-        modality="text",
         description="writes a text for each text: translation, summary; cross-entropy of the next "
         "token, ROUGE, BLEU, exact match",
         labels="text",
-        weighs=None,
-        metric="accuracy",
-        metric_mode="max",
         headline="rouge_l",
-        loss=_token_crossentropy,
-        metrics=_token_accuracy,
     ),
-    "text_generation": TaskRow(
+    "text_generation": replace(
+        _WORDS,
         name="text_generation",
-        modality="text",
         description="goes on with a text; cross-entropy of the next token, perplexity",
         labels="text",
-        weighs=None,
-        metric="accuracy",
-        metric_mode="max",
         headline="accuracy",
-        loss=_token_crossentropy,
-        metrics=_token_accuracy,
     ),
 }

@@ -158,7 +158,8 @@ def test_mae_is_in_the_unit_of_one_target_and_in_standard_deviations_of_several(
 
 
 def test_recipes_and_tasks_name_the_same_metrics() -> None:
-    assert {name: row.metric for name, row in TASKS.items()} == recipe_checks._METRICS
+    said = {name: recipe_checks._METRICS.get(name.rpartition("_")[2], "accuracy") for name in TASKS}
+    assert {name: row.metric for name, row in TASKS.items()} == said
 
 
 # small runs from end to end
