@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         unfreeze,
     )
     from kerastune_ft.predictions import evaluate, load_model, predict
+    from kerastune_ft.preprocessing import Preprocessor
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.recipe import load as load_recipe
     from kerastune_ft.runs import Run
@@ -45,6 +46,7 @@ _HOMES = {
     "Block": "models",
     "KftError": "errors",
     "Recipe": "recipe",
+    "Preprocessor": "preprocessing",
     "Run": "runs",
     "blocks": "models",
     "callbacks": "callbacks",
@@ -72,6 +74,7 @@ _HOMES = {
 __all__ = [
     "Block",
     "KftError",
+    "Preprocessor",
     "Recipe",
     "Run",
     "blocks",

@@ -30,12 +30,17 @@ from kerastune_ft.tasks import TASKS, Outputs
 _Content = TypeVar("_Content")
 
 
-def load_model(run: Run) -> keras.Model:
+def load_model(run: Run | str | Path) -> keras.Model:
     """Loads a run's model; that of a run with texts has its `preprocessor`.
+
+    Args:
+        run: Or its folder.
 
     Raises:
         RunError: If there is none yet, or it cannot be read.
     """
+    if not isinstance(run, Run):
+        run = Run.open(run)
     if not run.model_path.is_file():
         raise RunError(f"run '{run.path}' has no model yet; it is {run.state}.")
     try:

@@ -8,12 +8,16 @@ model.predict(model.preprocessor(["a good film"]))
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from kerastune_ft import files
 from kerastune_ft.backbones.tokenizers import Tokenizer, Truncation
 from kerastune_ft.data import feeding, tokenizing
 from kerastune_ft.data.texts import Batching, Texts, Tokens
@@ -40,6 +44,40 @@ class Preprocessor:
     segments: bool
     learns: Learns = "whole"
     truncation: Truncation = "head"
+
+    def save(self, path: str | Path) -> None:
+        """Writes all that is needed to make the same inputs elsewhere, as one JSON file."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save(Path(folder) / "tokenizer.json")
+            tokenizer = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
+        names = ("sequence_length", "segments", "learns", "truncation")
+        facts = {name: getattr(self, name) for name in names}
+        files.write_text(Path(path), json.dumps({**facts, "tokenizer": tokenizer}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Preprocessor:
+        """Reads what `save` wrote; nothing in it is run.
+
+        Raises:
+            DataError: If it is something else.
+            WeightsError: If the tokenizer in it is damaged.
+        """
+        try:
+            facts = json.loads(Path(path).read_text(encoding="utf-8"))
+            text = facts["tokenizer"]
+            wanted = {"sequence_length": int, "segments": bool, "learns": str, "truncation": str}
+            for name, kind in {**wanted, "tokenizer": str}.items():
+                if type(facts[name]) is not kind:
+                    raise ValueError(f"'{name}' is {facts[name]!r:.40}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: is no saved preprocessor ({error}); give the file that "
+                "model.preprocessor.save wrote."
+            ) from error
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
+            tokenizer = Tokenizer.load(Path(folder) / "tokenizer.json")
+        return cls(tokenizer, *(facts[name] for name in wanted))
 
     def __call__(
         self, texts: Sequence[Any], pairs: Sequence[str] | None = None
@@ -98,7 +136,7 @@ class Preprocessor:
                 ]
             return tokenizing.continued(held, labels, self.tokenizer, batching)[0]
         if self.learns == "next":
-            return tokenizing.prompts(held, self.tokenizer, batching, max_new_tokens)
+            return tokenizing.prompts(held, self.tokenizer, batching, max_new_tokens)[0]
         return tokenizing.read(held, self.tokenizer, batching, self.segments, self.truncation)[0]
 
     def _words(

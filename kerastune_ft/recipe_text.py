@@ -94,7 +94,7 @@ def _columns(values: Values) -> Iterator[Mistake]:
     task = values(*_TASK)
     pair, columns = values("data", "pair_column"), values("data", "label_column")
     if task == "text_pair_classification" and pair is None:
-        message = "text_pair_classification needs the column of the second text"
+        message = "text_pair_classification needs the column of the second text, data.pair_column"
         yield Mistake((("data", "pair_column"), _TASK), message)
     if pair is not None and task not in ("text_pair_classification", "text_regression"):
         other = {

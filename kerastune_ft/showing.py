@@ -127,13 +127,14 @@ def _size(recipe: Recipe) -> str:
 
 
 def _trained(stage_plan: training.StagePlan, blocks: int) -> str:
-    count = len(stage_plan.trainable_blocks) - 1
+    names = [name for name in stage_plan.trainable_blocks if name != "head"]
+    count, head = len(names), "head and " if "head" in stage_plan.trainable_blocks else ""
     if not count:
         return "head"
     stage = stage_plan.stage
     which = "top " if isinstance(stage.trainable_blocks, int) else ""
     what = "biases of " if stage.parameters == "biases" else ""
-    return f"head and {what}{which}{count} of {blocks} blocks"
+    return f"{head}{what}{which}{count} of {blocks} blocks"
 
 
 def _spread(stage: Stage) -> str:

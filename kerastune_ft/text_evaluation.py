@@ -194,7 +194,7 @@ def _prompts(recipe: Recipe, tokens: Tokens) -> Tokens:
     if tokens.marks is None:
         return tokens
     assert tokens.tokenizer is not None
-    return tokenizing.inputs_of(tokens.texts, tokens.tokenizer, recipe)
+    return tokenizing.inputs_of(tokens.texts, tokens.tokenizer, recipe)[0]
 
 
 def text_scores(true: Sequence[str], said: Sequence[str]) -> Scores:

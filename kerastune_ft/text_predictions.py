@@ -15,7 +15,7 @@ import numpy as np
 
 from kerastune_ft import text_evaluation
 from kerastune_ft.data import table_files, tables, text_sources, tokenizing
-from kerastune_ft.data.texts import Texts, plan
+from kerastune_ft.data.texts import Texts, Tokens, plan
 from kerastune_ft.errors import DataError
 from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.recipe_text import ENDINGS
@@ -82,7 +82,8 @@ def predict(
         texts: Texts themselves.
 
     Yields:
-        `row`, `text`, `pair` where there is one, what the model says, and `error`: None, or why
+        `row`, `text`, `pair` where there is one, what the model says, `truncated`, whether it saw
+        a part of the text alone, and `error`: None, or why
         there is nothing to predict.
 
     Raises:
@@ -116,7 +117,16 @@ def predict(
 def _say(
     model: keras.Model, recipe: Recipe, outputs: Outputs, tokenizer: Tokenizer, texts: Texts
 ) -> list[dict[str, Any]]:
-    tokens = tokenizing.inputs_of(texts, tokenizer, recipe)
+    tokens, cut = tokenizing.inputs_of(texts, tokenizer, recipe)
+    return [
+        {**said, "truncated": bool(was_cut)}
+        for said, was_cut in zip(_said(model, recipe, outputs, tokens), cut, strict=True)
+    ]
+
+
+def _said(
+    model: keras.Model, recipe: Recipe, outputs: Outputs, tokens: Tokens
+) -> list[dict[str, Any]]:
     kind = TASKS[recipe.task.name].labels
     if kind == "text":
         written = text_evaluation.write(model, recipe, tokens)

@@ -232,3 +232,17 @@ def test_biases_and_norms_do_not_decay_under_any_name():
             decays = made._decays(variable)
             spared = any(word in variable.path for word in ("bias", "norm"))
             assert decays != spared, variable.path
+
+
+def test_a_preprocessor_goes_to_another_process(tmp_path):
+    model = kft.text_classifier("bert", 2, weights="none", sequence_length=20)
+    path = tmp_path / "p.json"
+    model.preprocessor.save(path)
+    again = kft.Preprocessor.load(path)
+    before, after = model.preprocessor(TEXTS), again(TEXTS)
+    assert all((before[name] == after[name]).all() for name in before)
+    path.write_text('{"tokenizer": 3}')
+    with pytest.raises(DataError, match="no saved preprocessor"):
+        kft.Preprocessor.load(path)
+    with pytest.raises(DataError, match="no saved preprocessor"):
+        kft.Preprocessor.load(tmp_path / "nothing.json")

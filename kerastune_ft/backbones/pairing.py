@@ -36,5 +36,8 @@ def refusal(row: Backbone, task: str) -> str | None:
     if task == "text_generation" and not language.causal:
         return f"'{row.name}' was not trained to go on with a text; gpt2 was"
     if task == "token_classification" and language.causal:
-        return f"'{row.name}' sees of each word only what stands before it; take an encoder"
+        return (
+            f"'{row.name}' sees of each word only what stands before it; take an encoder such as "
+            "bert"
+        )
     return None

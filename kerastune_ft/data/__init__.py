@@ -418,8 +418,8 @@ def _check_sizes(data: Data, table: Table, parts: NDArray[np.str_]) -> None:
     for name in ("validation", "test"):
         if getattr(data.split, name) > 0 and not (parts == name).any():
             raise DataError(
-                f"{data.path}: {len(parts):,} {table.noun} are too few for a {name} split; set "
-                f"data.split.{name}=0, or add some."
+                f"{data.path}: {len(parts):,} {table.noun} are too few for a {name} split"
+                f"{because(table)}; set data.split.{name}=0, or add some."
             )
 
 

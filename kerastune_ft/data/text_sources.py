@@ -299,8 +299,10 @@ def _check_columns(
         if column and column not in seen:
             near = did_you_mean(column, seen) or ";"
             shown = first_few(map(printable, seen), 20)
+            without = " (data.group_column=null does without)" if key == "group_column" else ""
             raise DataError(
-                f"{data.path}: data.{key}: no column '{column}'{near} the columns are {shown}."
+                f"{data.path}: data.{key}: no column '{column}'{near} the columns are {shown}"
+                f"{without}."
             )
 
 

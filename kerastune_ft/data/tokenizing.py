@@ -125,19 +125,23 @@ def tokens_of(
     return read(texts, tokenizer, batching, segments, data.truncation)
 
 
-def inputs_of(texts: Texts, tokenizer: Tokenizer, recipe: Recipe) -> Tokens:
-    """Returns the tokens of texts without labels, for predictions."""
+def inputs_of(
+    texts: Texts, tokenizer: Tokenizer, recipe: Recipe
+) -> tuple[Tokens, NDArray[np.bool_]]:
+    """Returns the tokens of texts without labels, for predictions, and which texts were cut."""
     segments = language_of(recipe).segments
     batching = Batching.of(recipe.data.batch_size, None, length_of(recipe))
     if texts.words is not None:
         labels = [np.zeros(len(words), np.int32) for words in texts.words]
-        return tagged(texts, labels, tokenizer, batching, segments)[0]
+        return tagged(texts, labels, tokenizer, batching, segments)
     if recipe.task.name == "text_generation":
         return prompts(texts, tokenizer, batching, recipe.task.max_new_tokens)
-    return read(texts, tokenizer, batching, segments, recipe.data.truncation)[0]
+    return read(texts, tokenizer, batching, segments, recipe.data.truncation)
 
 
-def prompts(texts: Texts, tokenizer: Tokenizer, batching: Batching, max_new_tokens: int) -> Tokens:
+def prompts(
+    texts: Texts, tokenizer: Tokenizer, batching: Batching, max_new_tokens: int
+) -> tuple[Tokens, NDArray[np.bool_]]:
     """Returns the tokens of beginnings, so short that there is room to go on with them.
 
     As in training, a beginning that is too long loses its own beginning.
@@ -146,7 +150,8 @@ def prompts(texts: Texts, tokenizer: Tokenizer, batching: Batching, max_new_toke
     length = max(whole - max_new_tokens, whole // 2, 1)
     encoded = _encode(tokenizer, texts.first, None, length, "tail")
     ids = Ragged.of(encoded.ids, encoded.starts)
-    return Tokens(texts, ids, tokenizer.pad_id, batching, tokenizer=tokenizer)
+    tokens = Tokens(texts, ids, tokenizer.pad_id, batching, tokenizer=tokenizer)
+    return tokens, encoded.truncated
 
 
 def read(
