@@ -128,3 +128,16 @@ def test_a_stage_that_trains_nothing_is_refused(tmp_path):
     train = recipe.Train(stages=(recipe.Stage(trainable_blocks=0, epochs=1, learning_rate=1e-3),))
     with pytest.raises(TrainingError, match="nothing would train"):
         training.plan(model, train, steps=3)
+
+
+def test_tags_and_written_texts_are_drawn(tmp_path):
+    from PIL import Image
+
+    outputs = Outputs(("O", "B-$^$"))
+    true, said = [["O", "B-$^$"], ["O"]], [["O", "O"], ["O"]]
+    text_evaluation.draw_tags(true, said, outputs, tmp_path / "tags.png", "a $ title")
+    words = Outputs(("summary",))
+    text_evaluation.draw_lengths(["a b", "c"], ["a", "c d"], words, tmp_path / "lengths.png", "b")
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
