@@ -65,7 +65,7 @@ train:
   optimizer: {{name: adamw, weight_decay: 0.01, global_clipnorm: 1.0}}
   early_stopping: {{monitor: val_loss, patience: 2}}  # restores the best weights
   stages:
-    - {{trainable_blocks: -1, epochs: 3, learning_rate: 2e-4, head_learning_rate: 1e-3,
+    - {{trainable_blocks: -1, epochs: 3, learning_rate: 7e-5, head_learning_rate: 1e-3,
        schedule: linear, warmup_epochs: 0.3, rate_decay: 0.9}}
 """
 _PICTURE_COLUMNS = ("path", "image")

@@ -78,9 +78,13 @@ def _scorer(model: keras.Model) -> keras.Model:
 
 def tags(model: keras.Model, tokens: Tokens, outputs: Outputs) -> list[list[str]]:
     """Returns the tag of every word; words without a token, or cut off, get `O`, or the first."""
+    return _by_word(tokens, score_places(model, tokens)[1], outputs)
+
+
+def _by_word(tokens: Tokens, chosen: Sequence[np.ndarray], outputs: Outputs) -> list[list[str]]:
+    """Returns the tag of every word, given the number at each place where something is learned."""
     usual = "O" if "O" in outputs.names else outputs.names[0]
     assert tokens.texts.words is not None and tokens.words is not None
-    _, chosen = score_places(model, tokens)
     found = []
     for row, (words, numbers) in enumerate(zip(tokens.texts.words, chosen, strict=True)):
         said = [usual] * len(words)
@@ -120,8 +124,8 @@ def _tagging(
 ) -> tuple[Scores, list[Row], list[Any], list[Any]]:
     from seqeval import metrics
 
-    scores, _ = score_places(model, tokens)
-    said = tags(model, tokens, outputs)
+    scores, chosen = score_places(model, tokens)
+    said = _by_word(tokens, chosen, outputs)
     true = [[outputs.names[int(number)] for number in row] for row in split.labels]
     entities = _looks_like_entities(outputs.names)
     scores["examples"] = len(true)

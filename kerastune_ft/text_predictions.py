@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerastune_ft import text_evaluation
-from kerastune_ft.data import table_files, tables, text_sources, tokenizing
+from kerastune_ft.data import table_files, tables, tokenizing
 from kerastune_ft.data.texts import Texts, Tokens, plan
 from kerastune_ft.errors import DataError
 from kerastune_ft.evaluation import EVALUATORS
@@ -83,8 +83,7 @@ def predict(
 
     Yields:
         `row`, `text`, `pair` where there is one, what the model says, `truncated`, whether it saw
-        a part of the text alone, and `error`: None, or why
-        there is nothing to predict.
+        a part of the text alone, and `error`: None, or why there is nothing to predict.
 
     Raises:
         DataError: If there is nothing, or a table lacks a column.
@@ -146,7 +145,7 @@ def _said(
 def _rows(path: Path, recipe: Recipe) -> Iterator[_Asked]:
     """Yields the texts of a file."""
     data = recipe.data
-    name = text_sources.printable(path.name)
+    name = tables.printable(path.name)
     if path.suffix.lower() in ENDINGS:
         yield from _table_rows(path, name, recipe)
         return
@@ -167,11 +166,11 @@ def _line(row: str, text: str) -> _Asked:
 
 def _whole(path: Path, recipe: Recipe) -> _Asked:
     """Returns a file as one text, as a network was trained on whole files."""
-    name = text_sources.printable(str(path))
+    name = tables.printable(str(path))
     try:
         text = table_files.decoded(table_files.read(path), recipe.data.encoding, path)
     except table_files.NoTextError as error:
-        return _Asked({"row": name, "text": ""}, error=text_sources.printable(str(error)))
+        return _Asked({"row": name, "text": ""}, error=tables.printable(str(error)))
     return _line(name, text)
 
 
@@ -182,7 +181,7 @@ def _table_rows(path: Path, name: str, recipe: Recipe) -> Iterator[_Asked]:
     for column in wanted:
         if not any(column in cells for cells in rows):
             known = dict.fromkeys(key for cells in rows for key in cells)
-            shown = tables.first_few(map(text_sources.printable, known), 20) or "none"
+            shown = tables.first_few(map(tables.printable, known), 20) or "none"
             raise DataError(f"{path}: no column '{column}'; the columns are {shown}.")
     for number, cells in enumerate(rows, 1):
         yield _table_row(f"{name}:{number}", cells, recipe)

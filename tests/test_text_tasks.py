@@ -238,3 +238,24 @@ def test_more_tokens_than_positions_are_refused(tmp_path):
     made = make_recipe(path, "text_classification", sequence_length=4000)
     with pytest.raises(ModelError, match=r"sequence_length.*positions for 128 tokens.*got 4000"):
         workflow.fit(made, runs_dir=tmp_path, name="one")
+
+
+def test_tokens_of_many_texts_are_kept_and_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
+    from kerastune_ft.backbones import weights
+    from kerastune_ft.data import tokenizing
+
+    monkeypatch.setattr(tokenizing, "CACHED_CHARACTERS", 10)
+    made = resuming.resolved(
+        make_recipe(write(tmp_path / "a.jsonl", "text_classification"), "text_classification")
+    )
+    first = workflow.read(made)
+    files = sorted((weights.home() / "tokens").glob("*.npz"))
+    assert files
+    for damage in (lambda path: None, lambda path: path.write_bytes(path.read_bytes()[:-40])):
+        for path in files:
+            damage(path)
+        again = workflow.read(made)
+        for one, other in zip(first.all, again.all, strict=True):
+            assert all(
+                (one.content.ids[row] == other.content.ids[row]).all() for row in range(len(one))
+            )

@@ -281,7 +281,7 @@ def tabulate(
     return finish(
         data,
         Table(
-            names=tuple(_printable(example.name) for example in kept),
+            names=tuple(printable(example.name) for example in kept),
             labels=tuple(labels),
             official=tuple(str(example.official) for example in kept)
             if any(example.official for example in kept)
@@ -368,6 +368,6 @@ def first_few(names: Iterable[str], limit: int = 5) -> str:
     return shown + (f" and {len(listed) - limit:,} more" if len(listed) > limit else "")
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Returns a name that can be written as UTF-8, whatever bytes the file system holds."""
     return name.encode("utf-8", "backslashreplace").decode()

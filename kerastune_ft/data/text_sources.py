@@ -38,6 +38,7 @@ from kerastune_ft.data.tables import (
     first_few,
     label_columns,
     label_separator,
+    printable,
     split_named,
 )
 from kerastune_ft.data.texts import Texts
@@ -164,11 +165,6 @@ SOURCES: dict[str, Callable[[Any, LabelKind], Table]] = {
     "tfds": tfds,
     "wheel": wheel,
 }
-
-
-def printable(name: str) -> str:
-    """Returns a name that can be written as UTF-8, whatever bytes the file system holds."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _tabulated(data: TextChoice, kind: LabelKind, source: str) -> Table:
