@@ -18,12 +18,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
-from pydantic import Discriminator, Field, Tag, ValidationError
+from annotated_types import Ge
+from pydantic import BaseModel, Field, ValidationError
 
 from kerastune_ft import backbones, recipe_checks, recipe_text, recipe_tree
 from kerastune_ft.errors import RecipeError
-from kerastune_ft.recipe_checks import NAME, SETTINGS
+from kerastune_ft.recipe_data import AUGMENTATIONS as AUGMENTATIONS
+from kerastune_ft.recipe_data import TEXT_AUGMENTATIONS as TEXT_AUGMENTATIONS
+from kerastune_ft.recipe_data import Augment as Augment
+from kerastune_ft.recipe_data import Cleaning as Cleaning
+from kerastune_ft.recipe_data import Data as Data
+from kerastune_ft.recipe_data import RandAugment as RandAugment
+from kerastune_ft.recipe_data import Split as Split
+from kerastune_ft.recipe_data import TextAugment as TextAugment
+from kerastune_ft.recipe_data import TextCleaning as TextCleaning
 from kerastune_ft.recipe_training import Averaging as Averaging
 from kerastune_ft.recipe_training import Checkpoint as Checkpoint
 from kerastune_ft.recipe_training import EarlyStopping as EarlyStopping
@@ -33,14 +41,10 @@ from kerastune_ft.recipe_training import Strategy as Strategy
 from kerastune_ft.recipe_training import Train as Train
 from kerastune_ft.recipe_values import (
     Count,
-    NotNegative,
     Positive,
     Section,
-    Seed,
-    Share,
     ShareBelowOne,
     Text,
-    name_or_settings,
 )
 
 
@@ -154,143 +158,6 @@ class BackboneChoice(Section):
         if "://" in tag:
             return None
         return Path(self.tag)
-
-
-class Split(Section):
-    """How examples are divided, where the source has no division of its own."""
-
-    validation: ShareBelowOne = Field(
-        default=0.15, description="Share of the examples that early stopping looks at, 0 to 1."
-    )
-    test: ShareBelowOne = Field(
-        default=0.15, description="Share of the examples kept for the final score, 0 to 1."
-    )
-    stratify: bool = Field(default=True, description="Keep the share of each class in every part.")
-    seed: Seed = Field(default=0, description="Decides who goes where; train.seed does not.")
-
-
-class RandAugment(Section):
-    """Random operations drawn from a fixed list, for every picture anew."""
-
-    num_ops: Annotated[int, Ge(1), Le(10)] = Field(default=2, description="Operations per picture.")
-    factor: Share = Field(default=0.3, description="Strength of each operation, 0 to 1.")
-
-
-class Augment(Section):
-    """Random changes to training pictures; everything is off unless set."""
-
-    horizontal_flip: bool = Field(
-        default=False, description="Mirror left and right, half of the time."
-    )
-    vertical_flip: bool = Field(
-        default=False, description="Mirror top and bottom, half of the time."
-    )
-    rotation: Annotated[float, Ge(0), Le(0.5)] = Field(
-        default=0.0, description="Largest rotation either way, as a fraction of a full turn."
-    )
-    zoom: ShareBelowOne = Field(
-        default=0.0, description="Largest zoom in or out, as a share of the side."
-    )
-    translation: ShareBelowOne = Field(
-        default=0.0, description="Largest shift in both directions, as a share of the side."
-    )
-    contrast: Share = Field(default=0.0, description="Largest change of contrast, 0 to 1.")
-    brightness: Share = Field(default=0.0, description="Largest change of brightness, 0 to 1.")
-    rand_augment: RandAugment | None = Field(
-        default=None, description="Random operations from a fixed list; null is off."
-    )
-    random_erasing: Share = Field(
-        default=0.0, description="Largest part erased, as a share of the picture's area."
-    )
-    mixup: NotNegative = Field(
-        default=0.0,
-        description="Alpha of the beta distribution that blends pairs of pictures; 0 is off.",
-    )
-    cutmix: NotNegative = Field(
-        default=0.0, description="Alpha of the beta distribution that pastes patches; 0 is off."
-    )
-
-
-_LIGHT = Augment(horizontal_flip=True, rotation=0.03, zoom=0.1)
-_MEDIUM = _LIGHT.model_copy(update={"translation": 0.1, "contrast": 0.2})
-_STRONG = {"rand_augment": RandAugment(), "random_erasing": 0.2, "mixup": 0.2}
-AUGMENTATIONS: dict[str, Augment] = {
-    "none": Augment(),
-    "light": _LIGHT,
-    "medium": _MEDIUM,
-    "strong": _MEDIUM.model_copy(update=_STRONG),
-}
-
-
-class Data(Section):
-    """Where examples come from and what happens to them before the network."""
-
-    source: Literal[
-        "image_folder", "image_csv", "tfds", "sklearn", "csv", "jsonl", "parquet", "text_folder",
-        "wheel",
-    ] = Field(description="Kind of the data; 'kft ls sources' explains them.")  # fmt: skip
-    path: Text = Field(
-        description="What to read: a folder of class folders, a file, a folder with a file per "
-        "split, the name of a TensorFlow Datasets set or its prepared folder, or a set that is "
-        "part of scikit-learn (digits) or of a wheel (rotten_tomatoes)."
-    )
-    text_column: Text | None = Field(
-        default="text",
-        description="Column of the text; null where text_generation has no prompt.",
-    )
-    pair_column: Text | None = Field(
-        default=None, description="Column of the second text of a pair."
-    )
-    group_column: Text | None = Field(
-        default=None,
-        description="Column of what must not be on two sides of a split, such as the author.",
-    )
-    encoding: Text = Field(default="utf-8", description="Of text files, such as latin-1.")
-    truncation: Literal["head", "tail", "head_tail"] = Field(
-        default="head",
-        description="Which part of a text that is too long is kept: its beginning, its end, or a "
-        "quarter from the beginning and the rest from the end.",
-    )
-    batch_tokens: Count | None = Field(
-        default=None,
-        description="Tokens per training step, padding included, in place of batch_size: short "
-        "texts share larger batches.",
-    )
-    image_column: Text = Field(
-        default="path", description="Column of the picture's path; image_csv only."
-    )
-    label_column: Text | tuple[Text, ...] = Field(
-        default="label",
-        description="Column of the class name, of several names, of the number or of the text to "
-        "be written, as the task wants; a list for classes marked 0 or 1, or for several numbers. "
-        "Of tables; of tfds the features that a regression learns.",
-    )
-    label_separator: Text = Field(
-        default=";",
-        description="Between the names where one column holds several; multilabel tasks only.",
-    )
-    batch_size: Count = Field(default=32, description="Examples per training step.")
-    split: Split = Field(default=Split(), description="Shares for validation and test.")
-    resize: Literal["squash", "crop", "pad"] = Field(
-        default="squash",
-        description="How a picture gets the network's shape: squash ignores its proportions, crop "
-        "cuts the edges off, pad adds bars.",
-    )
-    augment: Annotated[
-        Annotated[Literal["none", "light", "medium", "strong"], Tag(NAME)]
-        | Annotated[Augment, Tag(SETTINGS)],
-        Discriminator(name_or_settings),
-    ] = Field(
-        default="light", description="Random changes to training pictures: a name, or settings."
-    )
-    on_error: Literal["skip", "stop"] = Field(
-        default="skip", description="Leave unreadable examples out and count them, or stop."
-    )
-
-    @property
-    def augmentation(self) -> Augment:
-        """The settings that `augment` stands for."""
-        return AUGMENTATIONS[self.augment] if isinstance(self.augment, str) else self.augment
 
 
 class Recipe(Section):
@@ -437,7 +304,11 @@ def _meant(path: recipe_tree.KeyPath, value: object) -> Any:
         shape = recipe_checks.at(Recipe, path)
         value = shape.field.get_default() if shape and shape.field else None
     if isinstance(value, str):
-        named = AUGMENTATIONS.get(value) if path == ("data", "augment") else None
+        tables: dict[recipe_tree.KeyPath, Mapping[str, BaseModel]] = {
+            ("data", "augment"): AUGMENTATIONS,
+            ("data", "text_augment"): TEXT_AUGMENTATIONS,
+        }
+        named = tables.get(path, {}).get(value)
         return named and named.model_dump()
     return [item.model_dump() for item in value] if isinstance(value, tuple) else None
 

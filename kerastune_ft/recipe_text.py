@@ -30,7 +30,6 @@ _OF_LANGUAGE = (
     ("backbone", "sequence_length"),
     ("backbone", "reinitialize_blocks"),
     ("data", "pair_column"),
-    ("data", "group_column"),
     ("data", "batch_tokens"),
 )
 

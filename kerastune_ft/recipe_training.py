@@ -246,6 +246,11 @@ class Train(Section):
     early_stopping: EarlyStopping | None = Field(
         default=EarlyStopping(), description="When to end a stage early; null never does."
     )
+    folds: Count = Field(
+        default=1,
+        description="Cross-validation: train so many models, each validated on another part of "
+        "what is not test, and average what they say of the test split; 1 trains one.",
+    )
     class_weight: (
         Annotated[
             Annotated[Literal["balanced"], Tag(NAME)]
