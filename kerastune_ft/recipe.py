@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from pydantic import BaseModel, Field, ValidationError
 
-from kerastune_ft import backbones, recipe_checks, recipe_text, recipe_tree
+from kerastune_ft import backbones, recipe_checks, recipe_data, recipe_text, recipe_tree
 from kerastune_ft.errors import RecipeError
 from kerastune_ft.recipe_data import AUGMENTATIONS as AUGMENTATIONS
 from kerastune_ft.recipe_data import TEXT_AUGMENTATIONS as TEXT_AUGMENTATIONS
@@ -330,7 +330,8 @@ def _resolve(tree: recipe_tree.Node, source: str, problems: list[recipe_tree.Pro
         mistakes += recipe_checks.explain(Recipe, raw, found)
     wrong = [mistake.paths[0] for mistake in mistakes if mistake.spoils]
     values = recipe_checks.Values(Recipe, raw, wrong)
-    mistakes += [*recipe_checks.combinations(values), *recipe_text.combinations(values)]
+    for module in (recipe_checks, recipe_text, recipe_data):
+        mistakes += module.combinations(values)
     for mistake in mistakes:
         place, path = _blame(tree, source, mistake.paths)
         problems.append(recipe_tree.Problem(place, ".".join(map(str, path)), mistake.message))

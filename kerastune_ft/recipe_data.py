@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MinLen
 from pydantic import Discriminator, Field, Tag
 
-from kerastune_ft.recipe_checks import NAME, SETTINGS
+from kerastune_ft.recipe_checks import NAME, SETTINGS, Mistake, UnknownError, Values
 from kerastune_ft.recipe_values import (
     Count,
     NotNegative,
@@ -341,3 +344,106 @@ class Data(Section):
         """The settings that `text_augment` stands for."""
         chosen = self.text_augment
         return TEXT_AUGMENTATIONS[chosen] if isinstance(chosen, str) else chosen
+
+
+_TABLES = ("image_csv", "csv", "jsonl", "parquet", "tfds", "wheel")
+_SOURCE = ("data", "source")
+
+
+def combinations(values: Values) -> Iterator[Mistake]:
+    """Yields what is wrong between the keys of `data`, from checks whose own keys are right."""
+    checks: tuple[Callable[[Values], Iterator[Mistake]], ...] = (
+        _columns,
+        _groups,
+        _division,
+        _folds,
+        _labels,
+        _sampling,
+    )
+    for check in checks:
+        with suppress(UnknownError):
+            yield from check(values)
+
+
+def _columns(values: Values) -> Iterator[Mistake]:
+    source = values(*_SOURCE)
+    for key in ("group_column", "time_column"):
+        if values("data", key) is not None and source not in _TABLES:
+            what = "class folders have" if source.endswith("folder") else f"source '{source}' has"
+            message = f"{what} no columns; leave {key} out"
+            yield Mistake((("data", key), _SOURCE), message)
+    if values("data", "root") is not None and source != "image_csv":
+        message = f"is for image_csv; source '{source}' has no paths in a table"
+        yield Mistake((("data", "root"), _SOURCE), message)
+
+
+def _groups(values: Values) -> Iterator[Mistake]:
+    pattern = values("data", "group_pattern")
+    if pattern is None:
+        return
+    path = ("data", "group_pattern")
+    if values("data", "group_column") is not None:
+        yield Mistake((path, ("data", "group_column")), "a group has a column or a pattern")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        yield Mistake((path,), f"is no regular expression: {error}")
+
+
+def _division(values: Values) -> Iterator[Mistake]:
+    time = values("data", "time_column")
+    grouped = [key for key in ("group_column", "group_pattern") if values("data", key) is not None]
+    if time is not None and grouped:
+        message = "by time a group may have to be divided; leave one of the two out"
+        yield Mistake((("data", "time_column"), ("data", grouped[0])), message)
+    if values("data", "split", "file") is None:
+        return
+    if time is not None:
+        message = "the file says who goes where; leave time_column out"
+        yield Mistake((("data", "split", "file"), ("data", "time_column")), message)
+    if values("data", "split", "folds") is not None or values("train", "folds") > 1:
+        message = "the file says who goes where; leave folds out"
+        yield Mistake((("data", "split", "file"), ("train", "folds")), message)
+
+
+def _folds(values: Values) -> Iterator[Mistake]:
+    folds, fold = values("data", "split", "folds"), values("data", "split", "fold")
+    path = ("data", "split", "fold")
+    if (folds is None) != (fold is None):
+        yield Mistake((path, ("data", "split", "folds")), "folds and fold are given together")
+    elif folds is not None and fold > folds:
+        yield Mistake((path,), f"expected 1 to {folds}, got {fold}")
+    if values("train", "folds") == 1:
+        return
+    if folds is not None:
+        message = "sets data.split.folds and fold itself; leave them out"
+        yield Mistake((("train", "folds"), ("data", "split", "folds")), message)
+    if values("data", "time_column") is not None:
+        message = "folds would validate on what is older than training; leave time_column out"
+        yield Mistake((("train", "folds"), ("data", "time_column")), message)
+    if values("train", "hosts") > 1:
+        yield Mistake((("train", "folds"), ("train", "hosts")), "folds run on one host")
+
+
+_CLASS_TASKS = ("image_classification", "text_classification", "text_pair_classification")
+
+
+def _labels(values: Values) -> Iterator[Mistake]:
+    task = values("task", "name")
+    if task in _CLASS_TASKS:
+        return
+    defaults = Cleaning()
+    for key in ("suspected_labels", "label_spelling", "rename_labels", "fewest_per_class"):
+        if values("data", "cleaning", key) != getattr(defaults, key):
+            message = f"is for one class per example, and {task} has others"
+            yield Mistake((("data", "cleaning", key), ("task", "name")), message)
+
+
+def _sampling(values: Values) -> Iterator[Mistake]:
+    task, sampling = values("task", "name"), values("data", "sampling")
+    if sampling != "natural" and task not in _CLASS_TASKS:
+        message = f"draws by class, and {task} has not one class per example; leave it natural"
+        yield Mistake((("data", "sampling"), ("task", "name")), message)
+    if sampling == "balanced" and values("train", "class_weight") == "balanced":
+        message = "together they favour rare classes twice; take one"
+        yield Mistake((("data", "sampling"), ("train", "class_weight")), message)

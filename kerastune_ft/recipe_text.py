@@ -84,9 +84,6 @@ def _sources(values: Values) -> Iterator[Mistake]:
     if task == "token_classification" and source == "csv":
         message = "a word with a tag each needs lists, which jsonl and parquet hold"
         yield Mistake((_SOURCE, _TASK), message)
-    if source == "text_folder" and values("data", "group_column") is not None:
-        message = "class folders have no columns; leave group_column out"
-        yield Mistake((("data", "group_column"), _SOURCE), message)
 
 
 def _columns(values: Values) -> Iterator[Mistake]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,38 @@ def write(destination: Path, data: Path | None) -> str:
     )
     _write_new(destination, text)
     return f"written to {destination}; next: kft plan {destination}"
+
+
+def recipe_of(target: Path, overrides: Sequence[str] = ()) -> recipes.Recipe:
+    """Returns the recipe in a file, or one for a user's folder or table.
+
+    Args:
+        target: A recipe (`.yaml`, `.yml`), the folder of a run, or data.
+        overrides: `key=value`, as `recipe.load` takes them.
+
+    Raises:
+        DataError: If there is nothing.
+        RecipeError: If the recipe, or an override, is not valid.
+    """
+    if target.suffix.lower() in (".yaml", ".yml"):
+        return recipes.load(target, overrides)
+    if (target / "recipe.yaml").is_file() and (target / "data.json").is_file():
+        return recipes.load(target / "recipe.yaml", overrides)
+    if not target.exists():
+        raise DataError(f"'{target}': no such recipe, folder or table.")
+    source, columns = _source(target)
+    pictures = source.startswith("image_")
+    mapping = {
+        "task": {"name": "image_classification" if pictures else "text_classification"},
+        "backbone": {"name": "mobilenet_v2", "weights": "torchvision", "image_size": 160}
+        if pictures
+        else {"name": "bert", "weights": "minilm"},
+        "data": {"source": source, "path": str(target), **columns},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{target.name or 'data'}.yaml"
+        path.write_text("\n".join(recipe_tree.emit(mapping)) + "\n", encoding="utf-8")
+        return recipes.load(path, overrides)
 
 
 def _source(data: Path) -> tuple[str, dict[str, str]]:

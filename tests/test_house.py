@@ -45,9 +45,11 @@ LEVELS = [
     {"evaluation"},
     {"text_predictions"},
     {"predictions", "showing"},
-    {"workflow"},
+    {"comparison", "workflow"},
+    {"folds", "manifests", "previews"},
     {"listings"},
-    {"doctor"},
+    {"doctor", "terminal"},
+    {"cli_data"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -192,7 +192,7 @@ def test_defaults_are_those_of_the_models(smallest: Path) -> None:
 
 def test_named_augmentations_are_valid_and_grow_stronger() -> None:
     dumps = {name: settings.model_dump() for name, settings in recipe.AUGMENTATIONS.items()}
-    assert tuple(dumps) == recipe.choices("data.augment")
+    assert (*dumps, "auto") == recipe.choices("data.augment")
     for settings in dumps.values():
         assert recipe.Augment.model_validate(settings).model_dump() == settings
     assert recipe.AUGMENTATIONS["none"] == recipe.Augment()
@@ -497,8 +497,8 @@ train:
         ("data.path", "''", "data.path: expected text, got ''."),
         ("data.path", "null", "data.path: expected text, got null."),
         ("data.path", "\udc80", "data.path: expected text, got '\\udc80'."),
-        ("data.augment", "heavy", "none, light, medium, strong or a mapping, got 'heavy'."),
-        ("data.augment", "[1]", "none, light, medium, strong or a mapping, got [1]."),
+        ("data.augment", "heavy", "none, light, medium, strong, auto or a mapping, got 'heavy'."),
+        ("data.augment", "[1]", "none, light, medium, strong, auto or a mapping, got [1]."),
         ("data.augment.rotation", "0.6", "expected a number >= 0 and <= 0.5, got 0.6."),
         ("data.augment.rand_augment", "{num_ops: 11}", "rand_augment.num_ops: expected an integer"),
         ("data.augment", "{spin: 1}", "data.augment.spin: unknown key; the keys of 'data.augment'"),

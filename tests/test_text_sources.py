@@ -566,10 +566,10 @@ def test_what_has_an_effect_is_allowed():
     asked("text_generation", data={"text_column": None, "label_column": "text"})
 
 
-def test_pictures_have_no_group():
+def test_folders_of_pictures_have_no_column_of_groups():
     mapping = {
         "backbone": {"name": "mobilenet_v2"},
-        "data": {"source": "image_csv", "path": "x.csv", "group_column": "patient"},
+        "data": {"source": "image_folder", "path": "x", "group_column": "patient"},
     }
-    with pytest.raises(RecipeError, match=r"data\.group_column: is for tasks with texts"):
+    with pytest.raises(RecipeError, match=r"data\.group_column: class folders have no columns"):
         recipe.from_mapping(mapping)

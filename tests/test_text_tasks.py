@@ -203,7 +203,7 @@ def test_texts_that_are_cut_are_counted(tmp_path):
     ):
         made = make_recipe(path, "text_classification", data={"truncation": truncation})
         splits = workflow.read(resuming.resolved(made))
-        (found,) = [finding for finding in splits.findings if finding.kind == "truncated"]
+        (found,) = [finding for finding in splits.findings if finding.kind == "cut_text"]
         assert found.count == 1
         assert "(2.5%)" in found.message
         assert kept in found.message

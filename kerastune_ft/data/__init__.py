@@ -131,16 +131,7 @@ class Splits:
             **self._target_records(),
             "splits": {split.name: self._split_record(split) for split in self.all},
             "split_fingerprint": self.fingerprint,
-            "findings": [
-                {
-                    "kind": finding.kind,
-                    "severity": finding.severity,
-                    "message": finding.message,
-                    "count": finding.count,
-                    "names": list(finding.names),
-                }
-                for finding in self.findings
-            ],
+            "findings": [finding.record() for finding in self.findings],
         }
 
     def write(self, path: Path) -> None:
@@ -185,40 +176,28 @@ def load(
     say = log or (lambda line: None)
     say(f"reading {data.source} {data.path}")
     how = LABELS[kind]
-    table = _table(data, how, modality)
+    found = survey(data, kind, modality)
+    table, labels, parts = found.table, found.labels, found.parts
     if kind not in ("numbers", "text"):
         _check_classes(data, table, how)
-    labels = how.encode(table.labels, table.class_names)
-    parts = splitting.split(
-        how.strata(labels),
-        validation=data.split.validation,
-        test=data.split.test,
-        stratify=data.split.stratify,
-        seed=data.split.seed,
-        official=table.official,
-        groups=table.groups,
-    )
     _check_sizes(data, table, parts)
-    findings = table.findings
-    if table.groups is not None:
-        findings += splitting.shared_groups(table.groups, parts)
+    findings = found.findings
     training = labels[parts == "train"]
     if kind == "numbers":
         _check_numbers(data, table, training)
-    elif kind == "tags":
-        _check_trained(data, table, training)
     elif kind != "text":
         _check_trained(data, table, training)
-        findings += splitting.absences(labels, parts, table.class_names)
-        findings += _everywhere(training, table.class_names)
+        if kind != "tags":
+            findings += splitting.absences(labels, parts, table.class_names)
+            findings += _everywhere(training, table.class_names)
     made = {}
     for name in ("train", "validation", "test"):
         rows = np.flatnonzero(parts == name)
         made[name] = Split(
             name, tuple(table.names[row] for row in rows), labels[rows], table.content.take(rows)
         )
-    for found in findings:
-        say(f"{found.severity}: {found.message}")
+    for said in findings:
+        say(f"{said.severity}: {said.message}")
     say(
         f"{len(labels):,} {table.noun}, {len(table.class_names)} "
         f"{'targets' if kind == 'numbers' else 'classes'}: {len(made['train']):,} train, "
@@ -236,6 +215,54 @@ def load(
         path=data.path,
         found=table.found,
     )
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Data as it was read and divided, before anything is refused.
+
+    Args:
+        kind: Of the labels.
+        table: Every example that can be used.
+        labels: Encoded, in the order of the table; see `labels.LABELS`.
+        parts: The split of each example, `(n,)`: `train`, `validation` or `test`.
+        findings: Of reading and dividing.
+    """
+
+    kind: Kind
+    table: Table
+    labels: Labels
+    parts: NDArray[np.str_]
+    findings: tuple[Finding, ...]
+
+
+def survey(data: Data, kind: Kind = "class", modality: Modality = "image") -> Survey:
+    """Reads and divides data as `load` does, but refuses nothing that can be read.
+
+    Args:
+        data: The recipe's `data` section.
+        kind: Of the labels that the task learns: a key of `labels.LABELS`.
+        modality: What the examples are: `image` or `text`.
+
+    Raises:
+        DataError: If nothing can be read, or cannot be divided as asked.
+    """
+    how = LABELS[kind]
+    table = _table(data, how, modality)
+    labels = how.encode(table.labels, table.class_names)
+    parts = splitting.split(
+        how.strata(labels),
+        validation=data.split.validation,
+        test=data.split.test,
+        stratify=data.split.stratify,
+        seed=data.split.seed,
+        official=table.official,
+        groups=table.groups,
+    )
+    findings = table.findings
+    if table.groups is not None:
+        findings += splitting.shared_groups(table.groups, parts)
+    return Survey(kind, table, labels, parts, findings)
 
 
 def load_all(

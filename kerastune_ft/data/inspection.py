@@ -19,19 +19,23 @@ with NaN or with values outside 0..255.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from kerastune_ft.data import looks
+from kerastune_ft.data.looks import Look
 
 # Decoding takes 3 bytes a pixel, resizing 12 more; Pillow warns from here on.
 MAX_PIXELS = 89_478_485
@@ -82,6 +86,7 @@ class Inspected:
         channels: Of a `NPY` file. None of all others, which are read as RGB or as grey.
         largest: Value of a `NPY` file of floats; None of all others. One file cannot tell whether
             1 is its darkest level or, by mistake, its brightest; many can.
+        look: What it looks like; `inspect` always says.
     """
 
     format: str
@@ -89,6 +94,7 @@ class Inspected:
     orientation: int
     channels: int | None = None
     largest: float | None = None
+    look: Look | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def extension_fits(name: str, format: str) -> bool:
 def inspect(picture: Path | bytes) -> Inspected | Unusable:
     """Decodes a picture once, cheaply, by the decoder that training will use.
 
-    A JPEG is decoded at an eighth of its size: the same files fail as at full size.
+    A JPEG is decoded at down to an eighth of its size: the same files fail as at full size.
     """
     try:
         if isinstance(picture, bytes):
@@ -247,7 +253,8 @@ def _inspect(file: BinaryIO, size: int) -> Inspected | Unusable:
             if isinstance(values, Unusable):
                 return values
             largest = float(values.max()) if values.dtype.kind == "f" else None
-            return Inspected("NPY", True, 1, channels=values.shape[2], largest=largest)
+            look = _look_of_array(values, file)
+            return Inspected("NPY", True, 1, channels=values.shape[2], largest=largest, look=look)
         with Image.open(file, formats=_formats()) as image:
             recognised = True
             return _check(image, file)
@@ -270,18 +277,58 @@ def _check(image: Image.Image, file: BinaryIO) -> Inspected | Unusable:
     if _range(image) is None:
         detail = f"{image.format} with pixels of mode {image.mode}"
         return Unusable("unsupported_format", detail, is_picture=True)
-    format = image.format or "unknown"
+    format, mode = image.format or "unknown", image.mode
+    file.seek(0)
+    digest = _digest(file)
+    facts: dict[str, Any] = {"digest": digest, "size": file.tell(), "mode": mode}
     if _tensorflow_is_right(image, file):
         orientation = _orientation(image)
         file.seek(0)
-        if _tensorflow_decodes(file.read(), format):
-            return Inspected(format, through_pillow=False, orientation=orientation)
+        pixels = _tensorflow_pixels(file.read(), format, image.size)
+        if pixels is not None:
+            look = _look(pixels, orientation, image.size, facts)
+            return Inspected(format, through_pillow=False, orientation=orientation, look=look)
         file.seek(0)
         with Image.open(file, formats=_formats()) as again:  # `image` may be half decoded
-            _to_rgb(again)
+            upright = _to_rgb(again)
     else:
-        _to_rgb(image)
-    return Inspected(format, through_pillow=True, orientation=1)
+        upright = _to_rgb(image)
+    size = (upright.shape[1], upright.shape[0])
+    look = _look(upright, 1, size, facts)
+    return Inspected(format, through_pillow=True, orientation=1, look=look)
+
+
+def _digest(file: BinaryIO) -> bytes:
+    """Returns the digest of what is left of a file, and goes to its end."""
+    return hashlib.sha256(file.read()).digest()[: looks.DIGEST]
+
+
+def _look_of_array(values: NDArray[Any], file: BinaryIO) -> Look:
+    """Measures an array, one of other channels than RGB by their mean."""
+    file.seek(0)
+    digest = _digest(file)
+    scaled = _scaled(values)
+    if scaled.shape[2] != 3:
+        scaled = np.repeat(scaled.mean(axis=2, keepdims=True), 3, axis=2)
+    facts = {"digest": digest, "size": file.tell(), "mode": values.dtype.name}
+    size = (values.shape[1], values.shape[0])
+    return _look(scaled.astype(np.uint8), 1, size, facts)
+
+
+def _look(
+    pixels: NDArray[np.uint8], orientation: int, size: tuple[int, int], facts: dict[str, Any]
+) -> Look:
+    """Measures a picture as it is stored, which `orientation` turns upright."""
+    width, height = size
+    if orientation > 1:
+        if max(pixels.shape) > 4 * looks.SIDE:  # turning costs less of a small one
+            step = max(pixels.shape) // (2 * looks.SIDE)
+            pixels = pixels[::step, ::step]
+        turned = Image.fromarray(pixels).transpose(_TURNS[orientation])
+        pixels = np.asarray(turned)
+        if orientation > 4:
+            width, height = height, width
+    return looks.look_of(pixels, width=width, height=height, **facts)
 
 
 def _tensorflow_is_right(image: Image.Image, file: BinaryIO) -> bool:
@@ -306,18 +353,20 @@ def _tensorflow_is_right(image: Image.Image, file: BinaryIO) -> bool:
             return False
 
 
-def _tensorflow_decodes(data: bytes, format: str) -> bool:
+def _tensorflow_pixels(data: bytes, format: str, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """Returns `uint8 (height, width, 3)`, perhaps smaller than stored; None if it is damaged."""
     import tensorflow as tf
 
     with tf.device("/CPU:0"):
         try:
             if format in ("JPEG", "MPO"):
-                tf.io.decode_jpeg(data, channels=3, ratio=8)
+                ratio = next((r for r in (8, 4, 2) if max(size) // r >= looks.SIDE), 1)
+                pixels = tf.io.decode_jpeg(data, channels=3, ratio=ratio)
             else:
-                tf.io.decode_image(data, channels=3, expand_animations=False)
+                pixels = tf.io.decode_image(data, channels=3, expand_animations=False)
         except tf.errors.InvalidArgumentError:
-            return False
-    return True
+            return None
+    return np.asarray(pixels)
 
 
 def _orientation(image: Image.Image) -> int:

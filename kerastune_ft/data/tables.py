@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerastune_ft.data import inspection
+from kerastune_ft.data.advice import ADVICE
 from kerastune_ft.data.labels import LABELS, Label, LabelKind, natural
+from kerastune_ft.data.looks import Looks
 from kerastune_ft.data.texts import Texts, Tokens
 from kerastune_ft.errors import DataError
 
@@ -56,6 +58,9 @@ class Finding:
         message: What it is, what was done, how many, and the first names.
         count: How many things it concerns.
         names: Every one of them.
+        details: What exactly is odd about each, as many as names; or ().
+        partners: The example that each is compared with, such as the one it is a copy of, "" for
+            none, as many as names; or ().
     """
 
     kind: str
@@ -63,11 +68,28 @@ class Finding:
     message: str
     count: int
     names: tuple[str, ...]
+    details: tuple[str, ...] = ()
+    partners: tuple[str, ...] = ()
 
     @property
     def examples(self) -> tuple[str, ...]:
         """The first five names."""
         return self.names[:5]
+
+    def record(self) -> dict[str, Any]:
+        """Returns it as plain data, with what it does to training and what to do about it."""
+        advice = ADVICE[self.kind]
+        columns = {"details": list(self.details), "partners": list(self.partners)}
+        return {
+            "kind": self.kind,
+            "severity": self.severity,
+            "message": self.message,
+            "count": self.count,
+            "names": list(self.names),
+            **{key: values for key, values in columns.items() if values},
+            "effect": advice.effect,
+            "remedy": advice.remedy,
+        }
 
 
 @dataclass(frozen=True)
@@ -148,6 +170,8 @@ class Table:
         findings: What was odd.
         found: How many examples there were before some were left out.
         groups: What each example belongs to that must not be divided; None where nothing is.
+        looks: Of pictures, what each looks like; None of texts and of pixels in memory.
+        times: By which the examples are divided, `float64 (n,)`; None where they are not.
     """
 
     names: tuple[str, ...]
@@ -158,6 +182,25 @@ class Table:
     findings: tuple[Finding, ...]
     found: int
     groups: tuple[str, ...] | None = None
+    looks: Looks | None = None
+    times: NDArray[np.float64] | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> Table:
+        """Returns some examples, in the order of `rows`."""
+
+        def taken(column: tuple[Any, ...] | None) -> Any:
+            return None if column is None else tuple(column[int(row)] for row in rows)
+
+        return replace(
+            self,
+            names=taken(self.names),
+            labels=taken(self.labels),
+            official=taken(self.official),
+            content=self.content.take(rows),
+            groups=taken(self.groups),
+            looks=None if self.looks is None else self.looks.take(rows),
+            times=None if self.times is None else self.times[rows],
+        )
 
     @property
     def one(self) -> str:
@@ -194,20 +237,49 @@ class DataChoice(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """A picture that has not been looked at yet, with its label and official split or None."""
+    """A picture that has not been looked at yet.
+
+    Args:
+        name: Unique.
+        label: Of it.
+        official: Its split, or None.
+        picture: Its file.
+        group: What it belongs to that must not be divided, or None.
+        time: By which the data is divided, or None.
+    """
 
     name: str
     label: Label
     official: str | None
     picture: Path | bytes
+    group: str | None = None
+    time: float | None = None
 
 
-def finding(kind: str, severity: Severity, message: str, names: Iterable[str]) -> Finding:
-    """Returns a finding whose message counts and shows the first names."""
-    every = tuple(sorted(names))
-    return Finding(
-        kind, severity, f"{message}: {len(every):,} ({first_few(every, 3)})", len(every), every
-    )
+def finding(
+    kind: str,
+    severity: Severity,
+    message: str,
+    names: Iterable[str],
+    *,
+    details: Sequence[str] = (),
+    partners: Sequence[str] = (),
+) -> Finding:
+    """Returns a finding whose message counts and shows the first names.
+
+    Args:
+        kind: A key of `advice.ADVICE`.
+        severity: See `Finding`.
+        message: What such things are and what was done, in the plural.
+        names: Of the examples, or of whatever it is about. They are sorted, unless there are
+            details or partners, whose order counts.
+        details: See `Finding`.
+        partners: See `Finding`.
+    """
+    every = tuple(names) if details or partners else tuple(sorted(names))
+    assert len(every) in (len(details) or len(every), len(every)), kind
+    shown = f"{message}: {len(every):,} ({first_few(every, 3)})"
+    return Finding(kind, severity, shown, len(every), every, tuple(details), tuple(partners))
 
 
 class Findings:
@@ -292,6 +364,11 @@ def tabulate(
             else Files(paths, orientations, through_pillow),
             findings=(found := findings.found()),
             found=len(kept) + sum(f.count for f in found if f.severity == "fail"),
+            groups=tuple(str(e.group) for e in kept) if any(e.group for e in kept) else None,
+            looks=Looks.joined([look.look for look in looks if look.look is not None]),
+            times=np.asarray([e.time for e in kept], np.float64)
+            if any(e.time is not None for e in kept)
+            else None,
         ),
     )
 

@@ -93,7 +93,7 @@ def cut_finding(cut: Sequence[str], total: int, recipe: Recipe) -> tuple[tables.
         f"texts of more than {length_of(recipe)} tokens ({len(cut) / total:.1%}), of which {what}"
     )
     severity: tables.Severity = "warn" if len(cut) > _MANY * total else "note"
-    return (tables.finding("truncated", severity, message, cut),)
+    return (tables.finding("cut_text", severity, message, cut),)
 
 
 def language_of(recipe: Recipe) -> Language:
