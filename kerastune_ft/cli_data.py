@@ -15,7 +15,7 @@ _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 @click.group()
 def data() -> None:
-    """Examines, cleans and divides data before it is trained on.
+    """Examines and prepares data before it is trained on.
 
     TARGET is a recipe, or a folder or table of pictures or texts.
     """

@@ -183,6 +183,24 @@ ADVICE: dict[str, Advice] = {
         "Each is a group of its own, and may be divided from what it belongs to.",
         "Fill in data.group_column.",
     ),
+    # What cleaning did.
+    "removed": Advice(
+        "Examples left out by data.cleaning", "Left out as the recipe says.", "Nothing."
+    ),
+    "mended_text": Advice(
+        "Texts mended by data.cleaning.text",
+        "They are read as mended; predictions mend theirs alike.",
+        "Nothing.",
+    ),
+    "renamed_label": Advice(
+        "Labels given another spelling", "Learned under the new name.", "Nothing."
+    ),
+    "filled_in": Advice(
+        "Cells that were filled in",
+        "What was filled in is learned as if it had been there.",
+        "Leave them out with data.cleaning.missing_label=drop if there are many.",
+    ),
+    "no_time": Advice("Rows without a time", "They go to training.", "Fill in data.time_column."),
     # Labels and classes.
     "missing_label": Advice(
         "Examples without a label", _LOST, "Label them, or choose data.cleaning.missing_label."
