@@ -52,20 +52,20 @@ def test_every_format_gives_the_same_texts(tmp_path, name, source):
     assert splits.class_names == ("neg", "pos")
     assert len(splits.train) == 18
     record = splits.record()
-    assert record["examples"] == {"found": 18, "kept": 18, "left_out": 0}
+    assert record["examples"] == {"found": 18, "kept": 18, "left_out": 0, "removed": 0}
 
 
 def test_a_folder_with_a_file_per_split_keeps_the_splits(tmp_path):
     for name, count in (("train", 12), ("dev", 3), ("test", 6)):
         write(tmp_path / f"{name}.csv", ROWS[:count])
-    splits = load(tmp_path)
+    splits = load(tmp_path, leakage="warn")
     assert [len(split) for split in splits.all] == [12, 3, 6]
 
 
 def test_a_column_called_split_divides(tmp_path):
     rows = [(*row, ("train", "val", "test")[i // 12]) for i, row in enumerate(ROWS * 2)]
     path = write(tmp_path / "a.csv", rows, ("text", "label", "split"))
-    assert [len(split) for split in load(path).all] == [12, 12, 12]
+    assert [len(split) for split in load(path, leakage="warn").all] == [12, 12, 12]
 
 
 def test_class_folders_of_text_files_are_read(tmp_path):
@@ -105,7 +105,7 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path, source):
     splits = load(write(tmp_path / f"a.{source}", rows), source)
     counts = {finding.kind: finding.count for finding in splits.findings}
     assert counts == {"empty_text": 3, "missing_label": 2}
-    assert splits.record()["examples"] == {"found": 23, "kept": 18, "left_out": 5}
+    assert splits.record()["examples"] == {"found": 23, "kept": 18, "left_out": 5, "removed": 0}
     with pytest.raises(DataError, match="5 examples cannot be used"):
         load(tmp_path / f"a.{source}", source, on_error="stop")
 
@@ -319,7 +319,7 @@ def test_an_empty_name_in_a_list_is_no_class(tmp_path):
     splits = load(listed(tmp_path / "a.jsonl", good + bad), "jsonl", "classes")
     assert splits.class_names == ("a", "b")
     assert sum(f.count for f in splits.findings if f.kind == "missing_label") == 3
-    assert splits.record()["examples"] == {"found": 6, "kept": 3, "left_out": 3}
+    assert splits.record()["examples"] == {"found": 6, "kept": 3, "left_out": 3, "removed": 0}
     good = [(["Ada", "wrote"], ["B-PER", "O"])] * 3
     bad = [(["Ada"], [None]), (["Ada"], [""]), (["Ada", None], ["O", "O"]), ([" "], ["O"])]
     splits = load(listed(tmp_path / "b.jsonl", good + bad), "jsonl", "tags")
@@ -369,17 +369,26 @@ def grouped(path, rows, **settings):
     return load(path, group_column="film", **settings)
 
 
-def test_official_splits_that_divide_a_group_are_a_warning(tmp_path):
+def test_official_splits_that_divide_a_group_are_refused_unless_told_otherwise(tmp_path):
     folder = tmp_path / "official"
     folder.mkdir()
     rows = [(f"text {i}", "ab"[i % 2], f"film {i // 4}") for i in range(40)]
     columns = ("text", "label", "film")
     write(folder / "train.csv", rows[:30], columns)
     write(folder / "test.csv", rows[30:], columns)
-    splits = load(folder, group_column="film")
+    with pytest.raises(DataError, match=r"scored on what it was trained on:\n.*groups.*'film 7'"):
+        load(folder, group_column="film")
+    splits = load(folder, group_column="film", leakage="warn")
     (found,) = splits.findings
-    assert (found.kind, found.severity, found.names) == ("group_on_two_sides", "warn", ("film 7",))
+    assert (found.kind, found.severity, found.names) == ("leaked_groups", "warn", ("film 7",))
     assert found.count == 1
+    dropped = load(folder, group_column="film", leakage="drop")
+    assert [row.name for row in dropped.removed] == [
+        name
+        for name in splits.train.names
+        if name.split("#")[0] in ("train.csv:29", "train.csv:30")
+    ]
+    assert len(dropped.train) == len(splits.train) - 2
 
 
 def test_rows_without_a_group_stand_alone(tmp_path):
@@ -420,7 +429,8 @@ def test_shares_of_groups_are_met(tmp_path, shares):
 def test_a_rare_tag_is_trained_on(tmp_path, column):
     path = tmp_path / "a.jsonl"
     rows = [
-        {"text": ["Ada", "wrote"], "label": ["B-PER", "O"], "film": f"{i // 3}"} for i in range(60)
+        {"text": [f"Ada{i}", "wrote"], "label": ["B-PER", "O"], "film": f"{i // 3}"}
+        for i in range(60)
     ]
     for i, tag in ((7, "B-LOC"), (31, "B-ORG"), (32, "B-ORG"), (55, "B-MISC")):
         rows[i]["label"] = [tag, "O"]
@@ -478,11 +488,12 @@ def test_a_prepared_set_of_texts_says_which_splits_are_not_read(tmp_path):
             )
 
         def _split_generators(self, manager):
-            return {name: self._generate_examples() for name in ("train", "test_matched", "extra")}
+            names = ("train", "test_matched", "extra")
+            return {name: self._generate_examples(name) for name in names}
 
-        def _generate_examples(self):
+        def _generate_examples(self, name):
             for i in range(6):
-                yield i, {"text": f"text {i}", "label": i % 2}
+                yield i, {"text": f"text {i} of {name}", "label": i % 2}
 
     builder = TinyTexts(data_dir=str(tmp_path), file_format="tfrecord")
     builder.download_and_prepare()

@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft.data import splitting
+from kerastune_ft.data import cleaning, copies, dividing, leakage, splitting
 from kerastune_ft.data.labels import (
     LABELS,
     Kind,
@@ -84,6 +84,7 @@ class Splits:
         source: The source's name.
         path: What it read.
         found: Examples there were before some were left out.
+        removed: What the rules of `data.cleaning` left out.
     """
 
     kind: Kind
@@ -97,6 +98,7 @@ class Splits:
     source: str
     path: str
     found: int
+    removed: tuple[cleaning.Removed, ...] = ()
 
     @property
     def all(self) -> tuple[Split, Split, Split]:
@@ -124,7 +126,13 @@ class Splits:
         return {
             "source": self.source,
             "path": self.path,
-            "examples": {"found": self.found, "kept": kept, "left_out": self.found - kept},
+            "examples": {
+                "found": self.found,
+                "kept": kept,
+                "left_out": self.found - kept - len(self.removed),
+                "removed": len(self.removed),
+            },
+            "removed": [row._asdict() for row in self.removed],
             "labels": self.kind,
             "class_names": list(self.class_names),
             "class_names_sha256": label_contract(self.class_names),
@@ -175,9 +183,24 @@ def load(
     """
     say = log or (lambda line: None)
     say(f"reading {data.source} {data.path}")
+    made = of_survey(data, survey(data, kind, modality))
+    for said in made.findings:
+        say(f"{said.severity}: {said.message}")
+    counts = ", ".join(f"{len(split):,} {split.name}" for split in made.all)
+    outputs = "targets" if kind == "numbers" else "classes"
+    say(f"{sum(map(len, made.all)):,} examples, {len(made.class_names)} {outputs}: {counts}")
+    return made
+
+
+def of_survey(data: Data, found: Survey) -> Splits:
+    """Returns surveyed data as splits to train on.
+
+    Raises:
+        DataError: If it cannot be trained on, or not without deceiving oneself: a class that
+            training lacks, examples on both sides of the splits, and so on.
+    """
+    kind, table, labels, parts = found.kind, found.table, found.labels, found.parts
     how = LABELS[kind]
-    found = survey(data, kind, modality)
-    table, labels, parts = found.table, found.labels, found.parts
     if kind not in ("numbers", "text"):
         _check_classes(data, table, how)
     _check_sizes(data, table, parts)
@@ -190,19 +213,13 @@ def load(
         if kind != "tags":
             findings += splitting.absences(labels, parts, table.class_names)
             findings += _everywhere(training, table.class_names)
+    leakage.refuse(data, findings)
     made = {}
     for name in ("train", "validation", "test"):
         rows = np.flatnonzero(parts == name)
         made[name] = Split(
             name, tuple(table.names[row] for row in rows), labels[rows], table.content.take(rows)
         )
-    for said in findings:
-        say(f"{said.severity}: {said.message}")
-    say(
-        f"{len(labels):,} {table.noun}, {len(table.class_names)} "
-        f"{'targets' if kind == 'numbers' else 'classes'}: {len(made['train']):,} train, "
-        f"{len(made['validation']):,} validation, {len(made['test']):,} test"
-    )
     columns = _columns(tuple(made.values()), how, table.class_names)
     return Splits(
         **made,
@@ -214,6 +231,7 @@ def load(
         source=data.source,
         path=data.path,
         found=table.found,
+        removed=found.removed,
     )
 
 
@@ -226,7 +244,11 @@ class Survey:
         table: Every example that can be used.
         labels: Encoded, in the order of the table; see `labels.LABELS`.
         parts: The split of each example, `(n,)`: `train`, `validation` or `test`.
-        findings: Of reading and dividing.
+        findings: Of reading, cleaning and dividing.
+        removed: What cleaning left out.
+        first: For each example the row of the first one of the same content, `(n,)`.
+        near: Pairs of rows that are nearly the same, `(k, 2)`. Of texts they are looked for only
+            where the recipe keeps them together.
     """
 
     kind: Kind
@@ -234,6 +256,31 @@ class Survey:
     labels: Labels
     parts: NDArray[np.str_]
     findings: tuple[Finding, ...]
+    removed: tuple[cleaning.Removed, ...]
+    first: NDArray[np.int64]
+    near: NDArray[np.int64]
+
+    def without(self, gone: Mapping[int, tuple[str, str]]) -> Survey:
+        """Returns the survey without some examples.
+
+        Args:
+            gone: Rows, each with the rule that leaves it out and why.
+        """
+        if not gone:
+            return self
+        removed = [cleaning.Removed(self.table.names[row], *gone[row]) for row in sorted(gone)]
+        keep = np.setdiff1d(np.arange(len(self.parts)), list(gone))
+        table = self.table.take(keep)
+        return replace(
+            self,
+            table=table,
+            labels=self.labels[keep],
+            parts=self.parts[keep],
+            findings=(*self.findings, *cleaning.said_of(removed)),
+            removed=(*self.removed, *removed),
+            first=copies.identities(table),
+            near=copies.among(keep, self.near),
+        )
 
 
 def survey(data: Data, kind: Kind = "class", modality: Modality = "image") -> Survey:
@@ -248,21 +295,20 @@ def survey(data: Data, kind: Kind = "class", modality: Modality = "image") -> Su
         DataError: If nothing can be read, or cannot be divided as asked.
     """
     how = LABELS[kind]
-    table = _table(data, how, modality)
+    table, removed, said = cleaning.clean(_table(data, how, modality), data, how)
+    table = dividing.grouped(table, data)
     labels = how.encode(table.labels, table.class_names)
-    parts = splitting.split(
-        how.strata(labels),
-        validation=data.split.validation,
-        test=data.split.test,
-        stratify=data.split.stratify,
-        seed=data.split.seed,
-        official=table.official,
-        groups=table.groups,
-    )
-    findings = table.findings
-    if table.groups is not None:
-        findings += splitting.shared_groups(table.groups, parts)
-    return Survey(kind, table, labels, parts, findings)
+    first = copies.identities(table)
+    near = dividing.NO_PAIRS
+    if table.looks is not None or data.split.keep_together == "near":
+        near = copies.near_pairs(table)
+    texts = how.texts(labels, table.class_names)
+    parts, odd = dividing.divide(data, table, how.strata(labels), texts, first, near)
+    found = Survey(kind, table, labels, parts, (*table.findings, *said, *odd), removed, first, near)
+    if data.leakage == "drop":
+        found = found.without(leakage.leaked_rows(table, parts, first))
+    leaks = leakage.findings(data, found.table, found.parts, found.first, found.near)
+    return replace(found, findings=(*found.findings, *leaks))
 
 
 def load_all(

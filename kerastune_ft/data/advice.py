@@ -173,11 +173,6 @@ ADVICE: dict[str, Advice] = {
         "Scores tell how well known groups are recognised, not new ones: they are too good.",
         "Divide by group, or data.leakage=drop or warn.",
     ),
-    "group_on_two_sides": Advice(
-        "Groups on both sides of the splits",
-        "Scores tell how well known groups are recognised, not new ones: they are too good.",
-        "Divide by group, or data.leakage=drop or warn.",
-    ),
     "no_group": Advice(
         "Rows without a group",
         "Each is a group of its own, and may be divided from what it belongs to.",

@@ -167,7 +167,7 @@ def mended_texts(texts: Texts, rules: TextCleaning) -> Texts:
 
 def filled(
     rows: Sequence[Mapping[str, Any]],
-    data: Data,
+    rules: Cleaning,
     kind: LabelKind,
     texts: Sequence[str | None],
     labels: Sequence[str],
@@ -178,14 +178,13 @@ def filled(
 
     Args:
         rows: Cells by column.
-        data: The recipe's section.
+        rules: Of the recipe.
         kind: Of the labels.
         texts: Columns of texts, those that are None left out.
         labels: Columns of labels.
         findings: Receives what was filled in.
         names: Of the rows.
     """
-    rules = data.cleaning
     wanted = [(column, rules.missing_text, rules.missing_text_value) for column in texts if column]
     wanted += [(column, rules.missing_label, rules.missing_label_value) for column in labels]
     made = list(rows)

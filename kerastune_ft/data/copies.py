@@ -39,13 +39,12 @@ _NO_WORD = re.compile(r"[\W_]+")
 
 def identities(table: Table) -> NDArray[np.int64]:
     """Returns for each example the row of the first one of the same content, `int64 (n,)`."""
-    digests = _digests(table)
-    if not len(digests):
+    found = digests(table)
+    if not len(found):
         return np.zeros(0, np.int64)
-    words = digests.view("<u8").reshape(-1, DIGEST // 8)
+    words = found.view("<u8").reshape(-1, DIGEST // 8)
     _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
-    found: NDArray[np.int64] = first[inverse.reshape(-1)].astype(np.int64)
-    return found
+    return np.asarray(first[inverse.reshape(-1)], np.int64)
 
 
 def near_pairs(table: Table) -> NDArray[np.int64]:
@@ -99,12 +98,19 @@ def families(count: int, first: NDArray[np.int64], pairs: NDArray[np.int64]) -> 
     return found
 
 
+def among(keep: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the pairs whose rows are both in `keep`, in numbers of `keep`, which is sorted."""
+    kept = pairs[np.isin(pairs, keep).all(axis=1)]
+    return np.searchsorted(keep, kept).astype(np.int64).reshape(-1, 2)
+
+
 def normalised(text: str) -> str:
     """Returns a text as it is compared: NFC, without case, with single spaces."""
     return _SPACES.sub(" ", unicodedata.normalize("NFC", text)).strip().casefold()
 
 
-def _digests(table: Table) -> NDArray[np.void]:
+def digests(table: Table) -> NDArray[np.void]:
+    """Returns 16 bytes of sha256 of the content of each example, `(n,)`."""
     content = table.content
     if isinstance(content, Files | Encoded):
         assert table.looks is not None

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerastune_ft.data import table_files, tensorflow_sets
+from kerastune_ft.data import cleaning, table_files, tensorflow_sets
 from kerastune_ft.data.labels import (
     LABELS,
     Label,
@@ -44,6 +44,7 @@ from kerastune_ft.data.tables import (
     label_separator,
     split_named,
     tabulate,
+    times_of,
 )
 from kerastune_ft.errors import DataError, did_you_mean
 
@@ -111,13 +112,15 @@ def image_csv(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
     frame = _read_csv(path)
     columns = label_columns(data)
     keys = [("image_column", data.image_column), *(("label_column", name) for name in columns)]
+    keys += [("group_column", data.group_column), ("time_column", data.time_column)]
     for key, column in keys:
-        if column not in frame.columns:
+        if column is not None and column not in frame.columns:
             raise DataError(
                 f"{path}: data.{key}: no column '{column}'{_hint(column, list(frame.columns))} "
                 f"the columns are {first_few(frame.columns, 20)}{_separator_hint(frame)}."
             )
     findings = Findings()
+    frame = _filled(frame, data, kind, findings)
     examples = _csv_examples(path, frame, data, kind, findings)
     names = kind.names(columns, label_separator(data))
     return tabulate(data, examples, findings, kind=kind, class_names=names)
@@ -294,11 +297,21 @@ def _csv_examples(
                 f"{path}: column split: {first_few(unknown)}; expected train, validation or test."
             )
     columns = label_columns(data)
-    said: dict[str, list[tuple[Label, str | None]]] = defaultdict(list)
+    said: dict[str, list[tuple[Label, str | None, str | None, float | None]]] = defaultdict(list)
     cells = zip(*(frame[column] for column in columns), strict=True)
-    rows = zip(frame[data.image_column], cells, officials, strict=True)
-    for number, (image, texts, official) in enumerate(rows, 2):
-        name = Path(os.path.normpath(image.strip())).as_posix()
+    groups: list[str | None] = [None] * len(frame)
+    if data.group_column is not None:
+        groups = [_group(cell, i, findings) for i, cell in enumerate(frame[data.group_column], 2)]
+    times: list[float | None] = [None] * len(frame)
+    if data.time_column is not None:
+        times = [*times_of(list(frame[data.time_column]), data.time_column, path)]
+    root = Path(data.root).expanduser() if data.root else path.parent
+    if not root.is_dir():
+        raise DataError(f"data.root: no folder '{root}'{_near(root)}; paths count from it.")
+    _check_inside(path, root, frame[data.image_column])
+    rows = zip(frame[data.image_column], cells, officials, groups, times, strict=True)
+    for number, (image, texts, official, group, time) in enumerate(rows, 2):
+        name = _name(image, root)
         row = f"row {number}"
         if kind.name == "class" and texts[0] != texts[0].strip():
             findings.add("label_spaces", "note", "labels with spaces around them, removed", row)
@@ -312,14 +325,14 @@ def _csv_examples(
             continue
         except MisreadLabelError as error:
             raise DataError(f"{path}: {row}, column '{error.column}': {error}.") from error
-        if not (path.parent / name).is_file():
+        if not (root / name).is_file():
             findings.add("missing_file", "fail", "rows whose file does not exist, left out", name)
         else:
-            said[name].append((label, official))
+            said[name].append((label, official, group, time))
     _look_for_separators(frame, data, kind, findings)
     examples = []
     for name, statements in sorted(said.items()):
-        if len(set(statements)) > 1:
+        if len({statement[:3] for statement in statements}) > 1:
             message = "rows that give one picture several labels or splits, left out"
             if kind.name == "classes":
                 message += " (all classes of a picture belong into one row)"
@@ -328,8 +341,48 @@ def _csv_examples(
             continue
         for _ in statements[1:]:
             findings.add("duplicate_row", "fail", "rows that repeat another, left out", name)
-        examples.append(Example(name, *statements[0], path.parent / name))
+        label, official, group, time = statements[0]
+        examples.append(Example(name, label, official, root / name, group, time))
     return examples
+
+
+def _name(image: str, root: Path) -> str:
+    """Returns a path of a table as it counts from the root."""
+    path = Path(os.path.normpath(image.strip()))
+    if path.is_absolute():
+        path = Path(os.path.relpath(path, root.absolute()))
+    return path.as_posix()
+
+
+def _check_inside(path: Path, root: Path, images: Iterable[str]) -> None:
+    """Refuses a table that reaches for files outside the folder it is of."""
+    outside = [image for image in images if _name(image, root).partition("/")[0] == ".."]
+    if outside:
+        raise DataError(
+            f"{path}: paths that leave '{root}': {first_few(outside, 3)}; set data.root to the "
+            "folder that all pictures are in."
+        )
+
+
+def _group(cell: str, number: int, findings: Findings) -> str:
+    if cell.strip():
+        return cell.strip()
+    message = "rows without a group, each a group of its own"
+    findings.add("no_group", "note", message, f"row {number}")
+    return f"\0row {number}"
+
+
+def _filled(
+    frame: pd.DataFrame, data: DataChoice, kind: LabelKind, findings: Findings
+) -> pd.DataFrame:
+    """Returns the table with missing labels filled in as `data.cleaning` says."""
+    if data.cleaning.missing_label == "drop":
+        return frame
+    columns = label_columns(data)
+    rows: list[dict[str, str]] = frame[list(columns)].to_dict("records")
+    names = [f"row {number}" for number in range(2, len(rows) + 2)]
+    made = cleaning.filled(rows, data.cleaning, kind, (), columns, findings, names)
+    return frame.assign(**{column: [cells[column] for cells in made] for column in columns})
 
 
 def _look_for_separators(

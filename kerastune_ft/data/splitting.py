@@ -185,16 +185,6 @@ def _give_back(numbers: NDArray[Any], owners: NDArray[np.int64], splits: NDArray
         splits[owners == smallest] = "train"
 
 
-def shared_groups(groups: Sequence[str], splits: NDArray[np.str_]) -> tuple[Finding, ...]:
-    """Returns a finding of the groups that are in several splits, as the data's own may be."""
-    where: dict[str, set[str]] = {}
-    for group, part in zip(groups, splits, strict=True):
-        where.setdefault(group, set()).add(str(part))
-    names = [group for group, parts in where.items() if len(parts) > 1]
-    message = "groups on two sides of the data's own splits, so that scores may be too good"
-    return (finding("group_on_two_sides", "warn", message, names),) if names else ()
-
-
 def _iteratively(labels: NDArray[np.bool_], totals: dict[str, int], seed: int) -> NDArray[np.str_]:
     """Divides examples of several classes so that each class keeps its share in every part.
 

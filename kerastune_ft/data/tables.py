@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from kerastune_ft.data.labels import LABELS, Label, LabelKind, natural
 from kerastune_ft.data.looks import Looks
 from kerastune_ft.data.texts import Texts, Tokens
 from kerastune_ft.errors import DataError
+
+if TYPE_CHECKING:
+    from kerastune_ft.recipe import Cleaning
 
 Severity = Literal["fail", "warn", "note"]
 SPLITS = ("train", "validation", "test")
@@ -234,6 +237,18 @@ class DataChoice(Protocol):
     @property
     def on_error(self) -> str: ...  # noqa: D102
 
+    @property
+    def root(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def group_column(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def time_column(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def cleaning(self) -> Cleaning: ...  # noqa: D102
+
 
 @dataclass(frozen=True)
 class Example:
@@ -280,6 +295,36 @@ def finding(
     assert len(every) in (len(details) or len(every), len(every)), kind
     shown = f"{message}: {len(every):,} ({first_few(every, 3)})"
     return Finding(kind, severity, shown, len(every), every, tuple(details), tuple(partners))
+
+
+def times_of(values: Sequence[Any], column: str, path: object) -> list[float]:
+    """Returns the cells of a column of times as numbers, NaN for those that are missing.
+
+    Args:
+        values: Numbers, or dates as ISO 8601 writes them, all of one kind.
+        column: Its name, for messages.
+        path: Of the table, for messages.
+
+    Raises:
+        DataError: If a cell is neither.
+    """
+    import pandas as pd
+
+    cells = pd.Series(
+        [None if value is None or not str(value).strip() else str(value) for value in values],
+        dtype=object,
+    )
+    numbers = pd.to_numeric(cells, errors="coerce")
+    if not numbers[cells.notna()].isna().any():
+        return [float(number) for number in numbers]
+    dates = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
+    wrong = cells[cells.notna() & dates.isna()]
+    if len(wrong):
+        raise DataError(
+            f"{path}: data.time_column '{column}': {first_few(wrong, 3)}; expected numbers, or "
+            "dates such as 2026-11-26 or 2026-11-26T08:30."
+        )
+    return [float("nan") if pd.isna(date) else float(date.timestamp()) for date in dates]
 
 
 class Findings:

@@ -14,13 +14,14 @@ import bz2
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kerastune_ft.data import samples, sources, table_files, tensorflow_sets
+from kerastune_ft.data import cleaning, samples, sources, table_files, tensorflow_sets
 from kerastune_ft.data.labels import (
     LABELS,
     Label,
@@ -40,6 +41,7 @@ from kerastune_ft.data.tables import (
     label_separator,
     printable,
     split_named,
+    times_of,
 )
 from kerastune_ft.data.texts import Texts
 from kerastune_ft.errors import DataError, did_you_mean
@@ -59,9 +61,6 @@ class TextChoice(DataChoice, Protocol):
 
     @property
     def pair_column(self) -> str | None: ...  # noqa: D102
-
-    @property
-    def group_column(self) -> str | None: ...  # noqa: D102
 
     @property
     def encoding(self) -> str: ...  # noqa: D102
@@ -233,7 +232,10 @@ def _finished(
     words: list[tuple[str, ...]] = []
     names, labels, officials, groups = [], [], [], []
     _check_columns(data, rows, text, pair, group, columns, findings)
-    for row in rows:
+    rows = _filled(data, rows, kind, (text, pair), columns, findings)
+    times = _times(data, rows)
+    kept = []
+    for place, row in enumerate(rows):
         cells = _mended(row, (text, pair, group, *columns), findings)
         try:
             read = [_text(cells, column, kind) if column else "" for column in (text, pair)]
@@ -247,6 +249,7 @@ def _finished(
             raise DataError(f"{row.where}, column '{error.column}': {error}.") from error
         joined = "\0".join(read if pair else read[:1])
         digest = hashlib.sha256(joined.encode()).hexdigest()[:8]
+        kept.append(place)
         names.append(f"{row.where}#{digest}")
         labels.append(label)
         officials.append(row.official)
@@ -269,8 +272,37 @@ def _finished(
             findings=(found := findings.found()),
             found=len(names) + sum(f.count for f in found if f.severity == "fail"),
             groups=tuple(groups) if group else None,
+            times=None if times is None else times[kept],
         ),
     )
+
+
+def _filled(
+    data: TextChoice,
+    rows: Sequence[_Row],
+    kind: LabelKind,
+    texts: Sequence[str | None],
+    labels: Sequence[str],
+    findings: Findings,
+) -> Sequence[_Row]:
+    """Returns the rows with missing cells filled in as `data.cleaning` says."""
+    made = cleaning.filled(
+        [row.cells for row in rows],
+        data.cleaning,
+        kind,
+        texts,
+        labels,
+        findings,
+        [row.where for row in rows],
+    )
+    return [replace(row, cells=cells) for row, cells in zip(rows, made, strict=True)]
+
+
+def _times(data: TextChoice, rows: Sequence[_Row]) -> NDArray[np.float64] | None:
+    if data.time_column is None:
+        return None
+    cells = [row.cells.get(data.time_column) for row in rows]
+    return np.asarray(times_of(cells, data.time_column, data.path), np.float64)
 
 
 def _check_columns(
@@ -290,12 +322,18 @@ def _check_columns(
     for row in rows:
         for name in row.cells:
             seen[name] += 1
-    wanted = [("text_column", text), ("pair_column", pair), ("group_column", group)]
+    wanted = [
+        ("text_column", text),
+        ("pair_column", pair),
+        ("group_column", group),
+        ("time_column", data.time_column),
+    ]
     for key, column in [*wanted, *(("label_column", column) for column in columns)]:
         if column and column not in seen:
             near = did_you_mean(column, seen) or ";"
             shown = first_few(map(printable, seen), 20)
-            without = " (data.group_column=null does without)" if key == "group_column" else ""
+            optional = key in ("group_column", "time_column")
+            without = f" (data.{key}=null does without)" if optional else ""
             raise DataError(
                 f"{data.path}: data.{key}: no column '{column}'{near} the columns are {shown}"
                 f"{without}."
