@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,10 @@ import numpy as np
 
 from kerastune_ft import files
 from kerastune_ft.backbones.tokenizers import Tokenizer, Truncation
-from kerastune_ft.data import feeding, tokenizing
+from kerastune_ft.data import cleaning, feeding, tokenizing
 from kerastune_ft.data.texts import Batching, Texts, Tokens
 from kerastune_ft.errors import DataError
+from kerastune_ft.recipe import TextCleaning
 
 Learns = Literal["whole", "words", "target", "next"]
 
@@ -37,6 +38,7 @@ class Preprocessor:
         learns: What the model learns: something of a `whole` text, of its `words`, a `target`
             that is to be written, or what comes `next`.
         truncation: Which part of a text that is too long is kept.
+        mending: What is mended in every text first: `data.cleaning.text` of a recipe.
     """
 
     tokenizer: Tokenizer
@@ -44,6 +46,7 @@ class Preprocessor:
     segments: bool
     learns: Learns = "whole"
     truncation: Truncation = "head"
+    mending: TextCleaning = field(default_factory=TextCleaning)
 
     def save(self, path: str | Path) -> None:
         """Writes all that is needed to make the same inputs elsewhere, as one JSON file."""
@@ -52,6 +55,7 @@ class Preprocessor:
             tokenizer = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
         names = ("sequence_length", "segments", "learns", "truncation")
         facts = {name: getattr(self, name) for name in names}
+        facts["mending"] = self.mending.model_dump()
         files.write_text(Path(path), json.dumps({**facts, "tokenizer": tokenizer}))
 
     @classmethod
@@ -69,6 +73,7 @@ class Preprocessor:
             for name, kind in {**wanted, "tokenizer": str}.items():
                 if type(facts[name]) is not kind:
                     raise ValueError(f"'{name}' is {facts[name]!r:.40}")
+            mending = TextCleaning.model_validate(facts.get("mending", {}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: is no saved preprocessor ({error}); give the file that "
@@ -77,7 +82,7 @@ class Preprocessor:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
             tokenizer = Tokenizer.load(Path(folder) / "tokenizer.json")
-        return cls(tokenizer, *(facts[name] for name in wanted))
+        return cls(tokenizer, **{name: facts[name] for name in wanted}, mending=mending)
 
     def __call__(
         self, texts: Sequence[Any], pairs: Sequence[str] | None = None
@@ -128,6 +133,7 @@ class Preprocessor:
         for column in (texts, pairs or ()):
             _check_texts(column, "texts")
         held = Texts(tuple(texts), None if pairs is None else tuple(pairs))
+        held = cleaning.mended_texts(held, self.mending)
         if labels is not None and self.learns in ("target", "next"):
             _check_texts(labels, "labels")
             if self.learns == "target":

@@ -354,6 +354,7 @@ def preprocessor_of(recipe: Recipe, tokenizer: Tokenizer) -> Preprocessor:
         tokenizing.language_of(recipe).segments,
         learns.get(recipe.task.name, "whole"),
         recipe.data.truncation,
+        recipe.data.cleaning.text,
     )
 
 

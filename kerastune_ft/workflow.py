@@ -312,9 +312,8 @@ def read(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Splits:
         recipe: From `resuming.resolved`.
         tokenizer: Of the run that is gone on with; None takes that of the weights.
     """
-    task = TASKS[recipe.task.name]
-    splits = data.load(recipe.data, task.labels, task.modality)
-    if task.modality != "text":
+    splits = data.of_survey(recipe.data, survey(recipe))
+    if TASKS[recipe.task.name].modality != "text":
         return splits
     if tokenizer is None:
         texts = splits.train.content
@@ -323,6 +322,24 @@ def read(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Splits:
         known = [*texts.first, *(texts.second or ()), *_written(splits)]
         tokenizer = tokenizing.tokenizer_of(row, recipe.backbone.tag, known)
     return tokenizing.tokenized(splits, tokenizer, recipe)
+
+
+def survey(recipe: Recipe, console: Console | None = None) -> data.Survey:
+    """Reads, cleans and divides the data of a recipe, and refuses nothing that can be read.
+
+    Args:
+        recipe: From `recipe.load`.
+        console: Says what takes long.
+    """
+    task, rules = TASKS[recipe.task.name], recipe.data.cleaning
+    found = data.survey(recipe.data, task.labels, task.modality)
+    if rules.suspected_labels == "keep":
+        return found
+    from kerastune_ft.checks import relabelling
+
+    if console is not None:
+        console.print("looking for labels that are suspected to be wrong ...")
+    return relabelling.cleaned(resuming.resolved(recipe), found)
 
 
 def _written(splits: Splits) -> list[str]:

@@ -330,7 +330,7 @@ def load_all(
         DataError: If the data has a class that the model does not know.
     """
     how = LABELS[kind]
-    table = _table(data, how, modality)
+    table = cleaning.mended_table(_table(data, how, modality), data.cleaning, how, class_names)
     present = {name for label in table.labels for name in how.classes(label)}
     unknown = sorted(present - set(class_names), key=natural)
     if unknown:

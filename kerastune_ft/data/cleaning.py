@@ -102,6 +102,30 @@ def clean(table: Table, data: Data, kind: LabelKind) -> Cleaned:
     return Cleaned(table, tuple(removed), (*findings, *said_of(removed)))
 
 
+def mended_table(
+    table: Table, rules: Cleaning, kind: LabelKind, class_names: Sequence[str]
+) -> Table:
+    """Returns data to score a trained model on, mended as what it was trained on; all is kept.
+
+    Args:
+        table: The data.
+        rules: Of the run.
+        kind: Of the labels.
+        class_names: The model's; a label that is not one of them but in its spelling becomes it.
+    """
+    findings: list[Finding] = []
+    table = _mend_texts(table, rules, findings)
+    if kind.name == "class":
+        known = dict.fromkeys(class_names, 1)
+        renamed = dict(rules.rename_labels)
+        if rules.label_spelling == "merge":
+            other = spellings({**dict.fromkeys(map(str, table.labels), 0), **known})
+            renamed = {**other, **renamed}
+        labels = tuple(renamed.get(str(label), label) for label in table.labels)
+        table = replace(table, labels=labels)
+    return replace(table, findings=(*table.findings, *findings))
+
+
 def without(table: Table, rows: Sequence[int]) -> Table:
     """Returns a table that lacks some rows."""
     keep = np.ones(len(table.names), bool)

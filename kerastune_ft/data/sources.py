@@ -111,7 +111,8 @@ def image_csv(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
     path = Path(data.path).expanduser()
     frame = _read_csv(path)
     columns = label_columns(data)
-    keys = [("image_column", data.image_column), *(("label_column", name) for name in columns)]
+    keys: list[tuple[str, str | None]] = [("image_column", data.image_column)]
+    keys += [("label_column", name) for name in columns]
     keys += [("group_column", data.group_column), ("time_column", data.time_column)]
     for key, column in keys:
         if column is not None and column not in frame.columns:
@@ -379,7 +380,7 @@ def _filled(
     if data.cleaning.missing_label == "drop":
         return frame
     columns = label_columns(data)
-    rows: list[dict[str, str]] = frame[list(columns)].to_dict("records")
+    rows: list[Any] = frame[list(columns)].to_dict("records")
     names = [f"row {number}" for number in range(2, len(rows) + 2)]
     made = cleaning.filled(rows, data.cleaning, kind, (), columns, findings, names)
     return frame.assign(**{column: [cells[column] for cells in made] for column in columns})

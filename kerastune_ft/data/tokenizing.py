@@ -24,7 +24,7 @@ from kerastune_ft import backbones
 from kerastune_ft.backbones import text_networks, weights
 from kerastune_ft.backbones.facts import Backbone, Language
 from kerastune_ft.backbones.tokenizers import Encoded, Tokenizer, Truncation
-from kerastune_ft.data import Split, Splits, tables
+from kerastune_ft.data import Split, Splits, cleaning, tables
 from kerastune_ft.data.texts import Batching, Ragged, Texts, Tokens
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def inputs_of(
     """Returns the tokens of texts without labels, for predictions, and which texts were cut."""
     segments = language_of(recipe).segments
     batching = Batching.of(recipe.data.batch_size, None, length_of(recipe))
+    texts = cleaning.mended_texts(texts, recipe.data.cleaning.text)  # as those of training were
     if texts.words is not None:
         labels = [np.zeros(len(words), np.int32) for words in texts.words]
         return tagged(texts, labels, tokenizer, batching, segments)
