@@ -38,6 +38,9 @@ _MOST_NAMES = 60
 _SIDE = 160  # pixels of the longer side
 _QUALITY = 75
 _LETTERS = 300
+_SAID_BY_CAPTIONS = frozenset(
+    {"duplicates", "near_duplicates", "conflicting_labels", "leaked_copies", "leaked_near_copies"}
+)
 _WORDS = {"fail": "failure", "warn": "warning", "note": "note"}
 
 
@@ -152,11 +155,12 @@ class _Examples:
         made = []
         for place, name in enumerate(found.names[:most]):
             partner = found.partners[place] if found.partners else ""
+            told = not found.details or (partner and found.kind in _SAID_BY_CAPTIONS)
             made.append(
                 {
                     "example": self.one(name),
                     "partner": self.one(partner) if partner in self.rows else None,
-                    "detail": visible(found.details[place]) if found.details else "",
+                    "detail": "" if told else visible(found.details[place]),
                 }
             )
         return made

@@ -84,8 +84,8 @@ def shapes(examined: Examined) -> Iterator[Finding]:
     odd = longer > _LONGEST * shorter
     message = f"pictures more than {_LONGEST:g} times as long as wide, or as wide as long"
     yield from _at(examined, "odd_shape", "warn", message, odd, sizes)
-    low, middle, high = np.quantile(longer, (0.02, 0.5, 0.98))
-    if high >= _SPREAD * low:
+    middle = np.median(longer)
+    if longer.max() >= _SPREAD * longer.min():
         far = (longer * _FACTOR < middle) | (longer > _FACTOR * middle)
         message = f"pictures less than half or more than twice as large as most, {middle:g} pixels"
         yield from _at(examined, "mixed_sizes", "note", message, far, sizes)
