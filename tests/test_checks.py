@@ -234,6 +234,39 @@ def test_labels_of_several_classes_are_checked(tmp_path):
     assert found["conflicting_labels"] == {"t.csv:2"}
 
 
+def _words(number):
+    sentence = messy_data.sentence(np.random.default_rng(number)).rstrip(".")
+    return sentence.split()
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "row"),
+    [
+        ("token_classification", {"label_column": "label"},
+         lambda n: {"text": (w := _words(n)), "label": ["B-A", *["O"] * (len(w) - 2), "I-A"]}),
+        ("text_pair_classification", {"pair_column": "other"},
+         lambda n: {"text": " ".join(_words(n)), "other": " ".join(_words(n + 500)),
+                    "label": "ab"[n % 2]}),
+        ("text_generation", {"text_column": "null", "label_column": "label"},
+         lambda n: {"label": " ".join(_words(n)) + ("\x07" if n == 3 else "")}),
+        ("text_to_text", {"label_column": "label"},
+         lambda n: {"text": " ".join(_words(n)), "label": " ".join(_words(n + 500))}),
+    ],
+)  # fmt: skip
+def test_texts_of_every_task_are_checked(task, columns, row, tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(json.dumps(row(n)) for n in range(60)), encoding="utf-8")
+    writer = {"text_generation": "gpt2", "text_to_text": "t5"}.get(task)
+    stage = "train.stages=[{trainable_blocks: -1, epochs: 1, learning_rate: 1e-3}]"
+    family = [f"backbone.name={writer}", "backbone.weights=none", stage] if writer else []
+    overrides = [f"data.{key}={value}" for key, value in columns.items()]
+    report = checked(path, f"task.name={task}", *overrides, *family)
+    report.write(tmp_path / "out")
+    assert not report.failed
+    controls = by_kind(report).get("control_characters", set())
+    assert controls == ({"t.jsonl:4"} if task == "text_generation" else set())
+
+
 def test_data_of_one_class_fails(tmp_path):
     (tmp_path / "only").mkdir()
     rng = np.random.default_rng(0)

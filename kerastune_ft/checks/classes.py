@@ -73,22 +73,24 @@ def sizes(examined: Examined) -> Iterator[Finding]:
             f"classes with less than a {'tenth' if severity == 'warn' else 'third'} of the "
             f"training examples of '{top}', {largest:,}; at worst 1 to {ratio:,.0f}",
             [name for _, name in small],
-            details=[f"{n:,} {unit}, 1 to {largest / n:,.0f}" for n, _ in small],
+            details=[f"{n:,}, 1 to {largest / n:,.0f}" for n, _ in small],
         )
 
 
 def _small(examined: Examined, counts: NDArray[np.int64], unit: str) -> Iterator[Finding]:
-    tags = examined.kind == "tags"
-    for severity, low, high in (("fail", 1, _FEWEST), ("warn", _FEWEST, _FEW)):
+    certain = examined.kind == "class"  # among many tags or marks there are always rare ones
+    for message, low, high in (
+        (f"classes with a single training {unit[:-1]}", 1, _FEWEST),
+        (f"classes with fewer than {_FEW} training {unit}", _FEWEST, _FEW),
+    ):
         found = [(name, int(n)) for name, n in _pairs(examined, counts) if low <= n < high]
         if found:
-            few = f"only one of the training {unit}" if high == _FEWEST else f"few training {unit}"
             yield finding(
                 "small_class",
-                "fail" if severity == "fail" and not tags else "warn",
-                f"classes with {few}",
+                "fail" if high == _FEWEST and certain else "warn",
+                message,
                 [name for name, _ in found],
-                details=[f"{n:,} {unit}" for _, n in found],
+                details=[f"{n:,} {unit if n > 1 else unit[:-1]}" for _, n in found],
             )
 
 
@@ -164,6 +166,8 @@ def spelling(examined: Examined) -> Iterator[Finding]:
             ],
             partners=[better[name] for name in wrong],
         )
+    if examined.kind == "tags":  # B-PER and I-PER are no slip
+        return
     slips = [(name, near) for name, near in typos(counts) if name not in better]
     if slips:
         yield finding(
