@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from rich.console import Console
 
 from kerastune_ft import checks, cli, starters
 from kerastune_ft.checks import classes, figures, texts
@@ -408,6 +410,23 @@ def test_a_cell_of_ten_megabytes_is_found(tmp_path):
     assert by_kind(report)["huge_text"] == {"t.csv:6"}
     report.write(tmp_path / "out")
     assert (tmp_path / "out" / "findings.html").stat().st_size < 100_000
+
+
+def test_progress_and_a_table_of_many_classes_fit_a_terminal(tmp_path):
+    made = messy_data.distinct_sentences(np.random.default_rng(0), 200)
+    rows = [{"text": t, "label": f"[red]{n % 40}\x1b[31m"} for n, t in enumerate(made)]
+    path = messy_data.write_table(tmp_path / "t.csv", rows)
+    console = Console(force_terminal=True, file=io.StringIO(), width=100, color_system=None)
+    report = checks.check(starters.recipe_of(path), network=False, console=console)
+    shown = console.file.getvalue()
+    assert "reading" in shown and "languages" in shown
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    report.show(console, tmp_path)
+    shown = console.file.getvalue()
+    counted = [line for line in shown.splitlines() if line.startswith("[red]")]
+    assert 20 <= len(counted) <= 30
+    assert "... 12 more" in shown
+    assert "\x1b[31m" not in shown
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):

