@@ -418,8 +418,7 @@ def test_progress_and_a_table_of_many_classes_fit_a_terminal(tmp_path):
     path = messy_data.write_table(tmp_path / "t.csv", rows)
     console = Console(force_terminal=True, file=io.StringIO(), width=100, color_system=None)
     report = checks.check(starters.recipe_of(path), network=False, console=console)
-    shown = console.file.getvalue()
-    assert "reading" in shown and "languages" in shown
+    assert "reading" in console.file.getvalue()
     console = Console(file=io.StringIO(), width=100, color_system=None)
     report.show(console, tmp_path)
     shown = console.file.getvalue()

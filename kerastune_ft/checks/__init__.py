@@ -87,7 +87,6 @@ def check(recipe: Recipe, *, network: bool = True, console: Console | None = Non
     """
     task = TASKS[recipe.task.name]
     with _bar(console) as progress:
-        progress("reading", 0, 0)
         survey = data.survey(recipe.data, task.labels, task.modality)
         examined = Examined(recipe, survey, progress)
         found = list(survey.findings)
@@ -129,7 +128,7 @@ def _bar(console: Console | None) -> Iterator[Progress]:
 
     columns_ = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns_, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("reading", total=None)
         yield lambda words, done, total: bar.update(
             task, description=words, completed=done, total=total or None
         )
