@@ -48,7 +48,7 @@ def check(target: Path, overrides: tuple[str, ...], output: Path, quick: bool) -
     console = terminal.console()
     report = checks.check(recipe, console=console, network=not quick)
     report.write(output)
-    report.show(console)
+    report.show(console, output)
     sys.exit(1 if report.failed else 0)
 
 

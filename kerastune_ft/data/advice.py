@@ -136,6 +136,12 @@ ADVICE: dict[str, Advice] = {
         "If they are mostly of one class, the network learns grey instead of the class.",
         "Check which classes they are of; backbone.channels=1 makes all grey.",
     ),
+    "looks_give_away": Advice(
+        "Looks that give the class away",
+        "The network may learn how bright or large pictures are instead of what they show.",
+        "Check that pictures in use will differ like that; else take pictures of all classes "
+        "alike.",
+    ),
     # Copies.
     "duplicates": Advice(
         "Examples with the same content",
@@ -245,6 +251,11 @@ ADVICE: dict[str, Advice] = {
         "They are never predicted.",
         "Put examples of them into training, or leave them out.",
     ),
+    "one_class": Advice(
+        "A single class",
+        "There is nothing to be told apart: training is refused.",
+        "Add examples of another class.",
+    ),
     "class_everywhere": Advice(
         "Classes that every example has", "They cannot be learned.", "Leave them out."
     ),
@@ -252,6 +263,16 @@ ADVICE: dict[str, Advice] = {
         "Splits with different shares of classes",
         "Scores on one are not those to be expected of another.",
         "Divide anew with data.split.stratify=true, or look at scores per class.",
+    ),
+    "outlier": Advice(
+        "Numbers far from all others",
+        "Their errors are the largest, and pull all other predictions with them.",
+        "Check each for a slip or another unit; else task.loss=huber or a logarithm of the number.",
+    ),
+    "constant_number": Advice(
+        "Targets that never change",
+        "There is nothing to be learned: training is refused.",
+        "Leave them out of data.label_column.",
     ),
     "suspected_label": Advice(
         "Labels that look wrong",
@@ -309,6 +330,12 @@ ADVICE: dict[str, Advice] = {
         "Texts far longer than the others",
         "What does not fit the network is cut off.",
         "backbone.sequence_length, or data.truncation.",
+    ),
+    "huge_text": Advice(
+        "Texts of a whole book",
+        "Nearly all of such a text is cut off; often a quotation mark is missing, and the cell "
+        "swallowed the rows after it.",
+        "Look at the file there; leave the row out or mend the quotation marks.",
     ),
     "length_gives_away": Advice(
         "Classes of very different text lengths",

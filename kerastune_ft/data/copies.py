@@ -55,7 +55,7 @@ def near_pairs(table: Table) -> NDArray[np.int64]:
     """
     unique = np.unique(identities(table))
     if isinstance(table.content, Texts):
-        pairs = _near_texts(_plain_texts(table.content), unique)
+        pairs = _near_texts(_plain_texts(_read_texts(table, table.content)), unique)
     elif table.looks is not None:
         pairs = _near_pictures(table.looks, unique)
     else:
@@ -119,10 +119,14 @@ def digests(table: Table) -> NDArray[np.void]:
         rows = [hashlib.sha256(row.tobytes()).digest()[:DIGEST] for row in content.values]
     else:
         texts = content.texts if isinstance(content, Tokens) else content
-        rows = [
-            hashlib.sha256(t.encode("utf-8", "replace")).digest()[:DIGEST] for t in _whole(texts)
-        ]
+        whole = _whole(_read_texts(table, texts))
+        rows = [hashlib.sha256(t.encode("utf-8", "replace")).digest()[:DIGEST] for t in whole]
     return np.frombuffer(b"".join(rows), np.dtype((np.void, DIGEST)))
+
+
+def _read_texts(table: Table, texts: Texts) -> Texts:
+    """Returns the texts that examples are told apart by: where there is no prompt, the labels."""
+    return texts if any(texts.first) else Texts(tuple(str(label) for label in table.labels))
 
 
 def _whole(texts: Texts) -> Iterator[str]:
