@@ -176,6 +176,8 @@ def messy_folder(folder: Path) -> Planted:
     (folder / "train" / "bear").mkdir()
     planted["empty_class"].add("train/bear")
     (folder / train / "loop").symlink_to(folder / train, target_is_directory=True)
+    (folder / train / "up").symlink_to(folder, target_is_directory=True)
+    planted["link_loop"] |= {f"{train}/loop", f"{train}/up"}
     return planted
 
 

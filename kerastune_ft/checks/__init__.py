@@ -55,8 +55,6 @@ CHECKS: dict[str, Check] = {
     "numbers": Check(classes.numbers, "any"),
     # The same twice.
     "copies": Check(duplicates.repeated, "any"),
-    "leaked copies": Check(duplicates.leaked, "any"),
-    "groups": Check(duplicates.divided_groups, "any"),
     "near copies": Check(duplicates.near, "any"),
     # Pictures.
     "what pictures show": Check(pictures.contents, "image"),
@@ -89,7 +87,8 @@ def check(recipe: Recipe, *, network: bool = True, console: Console | None = Non
     with _bar(console) as progress:
         survey = data.survey(recipe.data, task.labels, task.modality)
         examined = Examined(recipe, survey, progress)
-        found = list(survey.findings)
+        # Of texts, near copies are looked for here alone; nothing is to be said twice.
+        found = [one for one in survey.findings if one.kind != "leaked_near_copies"]
         rows = {name: row for name, row in CHECKS.items() if row.modality in ("any", task.modality)}
         for done, (name, row) in enumerate(rows.items()):
             if not row.network:
@@ -97,9 +96,6 @@ def check(recipe: Recipe, *, network: bool = True, console: Console | None = Non
                 found += row.run(examined)
         if network:
             found += _of_network(examined, {n: row for n, row in rows.items() if row.network})
-    kinds = {one.kind for one in found}
-    if "leaked_groups" in kinds:  # says more of the same
-        found = [one for one in found if one.kind != "group_on_two_sides"]
     return Report.of(recipe, survey, found)
 
 

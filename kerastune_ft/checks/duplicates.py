@@ -1,14 +1,15 @@
-"""Looks for the same content, or nearly the same, twice: within a split and across splits."""
+"""Looks for the same content, or nearly the same, twice.
+
+What is in training and held out as well was found when the data was divided: `data.leakage`.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
 from kerastune_ft.checks.examined import Examined
-from kerastune_ft.data import copies
 from kerastune_ft.data.tables import Finding, finding
 
 _PART = 0.5  # of a standard deviation, by which two numbers of one example may differ
@@ -50,32 +51,6 @@ def near(examined: Examined) -> Iterator[Finding]:
     if divided:
         message = f"{noun} in training that are nearly the same as one in validation or test"
         yield _compared(examined, "leaked_near_copies", "warn", message, divided)
-
-
-def leaked(examined: Examined) -> Iterator[Finding]:
-    """Finds content that is in training and in validation or test."""
-    pairs = [(int(a), int(b)) for a, b in copies.leaks(examined.identities, examined.parts)]
-    if pairs:
-        message = f"{examined.table.noun} in training with a copy in validation or test"
-        yield _compared(examined, "leaked_copies", "fail", message, pairs)
-
-
-def divided_groups(examined: Examined) -> Iterator[Finding]:
-    """Finds groups that are in training and in validation or test."""
-    if examined.table.groups is None:
-        return
-    where: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for group, part in zip(examined.table.groups, examined.parts, strict=True):
-        where[group][str(part)] += 1
-    found = [(g, parts) for g, parts in where.items() if len(parts) > 1 and "train" in parts]
-    if found:
-        yield finding(
-            "leaked_groups",
-            "fail",
-            "groups in training and in validation or test",
-            [group for group, _ in found],
-            details=[", ".join(f"{n:,} {part}" for part, n in parts.items()) for _, parts in found],
-        )
 
 
 def _agree(examined: Examined, one: int, other: int) -> bool:

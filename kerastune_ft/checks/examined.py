@@ -104,12 +104,13 @@ class Examined:
     @functools.cached_property
     def identities(self) -> NDArray[np.int64]:
         """The row of the first example of the same content, `(n,)`."""
-        return copies.identities(self.table)
+        return self.survey.first
 
     @functools.cached_property
     def near_pairs(self) -> NDArray[np.int64]:
         """Rows of examples that are nearly the same, `(k, 2)`."""
-        return copies.near_pairs(self.table)
+        known = self.table.looks is not None or len(self.survey.near) > 0
+        return self.survey.near if known else copies.near_pairs(self.table)
 
     @functools.cached_property
     def features(self) -> Any:

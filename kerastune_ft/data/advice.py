@@ -48,11 +48,6 @@ ADVICE: dict[str, Advice] = {
         _LOST,
         "Mend the paths of the table; they count from its folder, or from data.root.",
     ),
-    "outside_root": Advice(
-        "Paths that leave the data's folder",
-        "Refused: a table must not reach files that it was not given.",
-        "Set data.root to the folder that all pictures are in.",
-    ),
     "not_text": Advice(
         "Files that are no text", _LOST, "Say how they are written with data.encoding."
     ),

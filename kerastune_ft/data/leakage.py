@@ -129,7 +129,11 @@ def _pairs(
         severity,
         message,
         [table.names[row] for row in pairs[:, 0]],
-        details=[f"in {parts[row]}, labelled {shown(table.labels[row])}" for row in pairs[:, 1]],
+        details=[
+            f"{parts[one]}, {shown(table.labels[one])}; "
+            f"the other: {parts[other]}, {shown(table.labels[other])}"
+            for one, other in pairs
+        ],
         partners=[table.names[row] for row in pairs[:, 1]],
     )
 
@@ -138,4 +142,5 @@ def shown(label: object) -> str:
     """Returns a label as a message says it."""
     if isinstance(label, tuple):
         return first_few(map(str, label), 3) or "nothing"
-    return f"'{label}'"
+    text = str(label)
+    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -91,7 +91,7 @@ def class_files(
     found = []
     for split, folder in _parts(root):
         for class_folder in _class_folders(folder, root):
-            files = list(_walk(class_folder, ()))
+            files = list(_walk(class_folder, tuple(map(_identity, {root, folder})), root, findings))
             for path in files:
                 name = path.relative_to(root).as_posix()
                 found.append((name, class_folder.name, split, path))
@@ -216,11 +216,14 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural(path.name))
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+def _walk(
+    folder: Path, above: tuple[tuple[int, int], ...], root: Path, findings: Findings
+) -> Iterator[Path]:
     """Yields the files below a folder; a link back to a folder above ends there."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
+    here = _identity(folder)
     if here in above:
+        message = "links that lead back to a folder above, not followed"
+        findings.add("link_loop", "warn", message, folder.relative_to(root).as_posix())
         return
     try:
         entries = sorted(folder.iterdir())
@@ -230,9 +233,14 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         if _ignored(path.name):
             continue
         if path.is_dir():
-            yield from _walk(path, (*above, here))
+            yield from _walk(path, (*above, here), root, findings)
         elif path.is_file() or path.is_symlink():  # a broken link is a finding, a pipe is nothing
             yield path
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _ignored(name: str) -> bool:
