@@ -186,9 +186,9 @@ def _alike_in(
 def _same_thumbnails(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
     left = one.astype(np.float32).reshape(1, -1)
     right = others.astype(np.float32).reshape(len(others), -1)
-    difference = np.abs(left - right).mean(axis=1)
-    left = left - left.mean()
+    left = left - left.mean()  # a copy may have been made a little brighter
     right = right - right.mean(axis=1, keepdims=True)
+    difference = np.abs(left - right).mean(axis=1)
     scale = np.sqrt((left**2).sum() * (right**2).sum(axis=1)) + 1e-6
     correlation = (left * right).sum(axis=1) / scale
     return np.asarray((difference <= _DIFFERENCE) & (correlation >= _CORRELATION))

@@ -1,0 +1,341 @@
+"""Rules of `data.cleaning`: what they leave out, what they mend, and that it adds up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from test_dividing import load, noise, section, table
+
+from kerastune_ft import cli_data, data, recipe
+from kerastune_ft.data import cleaning
+from kerastune_ft.data.labels import LABELS
+from kerastune_ft.data.texts import Texts
+from kerastune_ft.errors import DataError, RecipeError
+
+ALL = {"split": {"validation": 0.0, "test": 0.0}}
+
+
+def kept(path, source="csv", **rules):
+    splits = load(path, source, **ALL, cleaning=rules)
+    record = splits.record()["examples"]
+    assert record["found"] == record["kept"] + record["left_out"] + record["removed"]
+    assert record["removed"] == len(splits.record()["removed"]) == len(splits.removed)
+    return splits
+
+
+def rows_of(splits):
+    return [name.split("#")[0].split(":")[1] for name in splits.train.names]
+
+
+COPIES = [
+    ("one good film", "a"),
+    ("One  good FILM ", "a"),
+    ("another film", "b"),
+    ("a third", "a"),
+    ("another film", "a"),
+    ("a third", "a"),
+    ("alone", "b"),
+    ("by itself", "b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rules", "left"),
+    [
+        ({}, "12345678"),
+        ({"duplicates": "first"}, "134578"),  # a label of its own is no copy
+        ({"duplicates": "drop"}, "3578"),
+        ({"conflicting_labels": "drop"}, "124678"),
+        ({"conflicting_labels": "drop", "duplicates": "first"}, "1478"),
+    ],
+)
+def test_copies_are_left_out_as_the_rule_says(tmp_path, rules, left):
+    splits = kept(table(tmp_path, COPIES), **rules)
+    assert "".join(rows_of(splits)) == left
+    for row in splits.removed:
+        assert row.reason in rules
+        assert row.detail
+
+
+def test_of_copies_in_official_splits_the_one_held_out_is_kept(tmp_path):
+    rows = [(f"text {i}", "ab"[i % 2], "train") for i in range(8)]
+    rows += [("text 3", "b", "test"), ("text 4", "a", "val"), ("other", "a", "test")]
+    path = table(tmp_path, rows, ("text", "label", "split"))
+    splits = kept(path, duplicates="first")
+    assert sorted(row.name.split("#")[0] for row in splits.removed) == ["a.csv:4", "a.csv:5"]
+    assert [len(part) for part in splits.all] == [6, 1, 2]
+
+
+def test_near_copies_and_pictures_of_one_colour_are_left_out(tmp_path):
+    for number in range(12):
+        noise(tmp_path / "ab"[number % 2] / f"{number}.png", number)
+    with Image.open(tmp_path / "a" / "4.png") as image:
+        image.resize((60, 60)).save(tmp_path / "a" / "4b.jpg", quality=90)
+    Image.new("RGB", (30, 30), (90, 90, 90)).save(tmp_path / "b" / "blank.png")
+    splits = kept(tmp_path, "image_folder", near_duplicates="first", blank="drop")
+    assert {row.name: row.reason for row in splits.removed} == {
+        "a/4b.jpg": "near_duplicates",
+        "b/blank.png": "blank",
+    }
+
+
+def test_spellings_are_merged_and_labels_renamed(tmp_path):
+    labels = (
+        ["cat"] * 4 + ["Cat", "CAT"] + ["dog"] * 3 + ["pine tree", "pine_tree", "Pine-Tree"] * 2
+    )
+    path = table(tmp_path, [(f"text {i}", label) for i, label in enumerate(labels)])
+    assert len(kept(path).class_names) == 7
+    splits = kept(path, label_spelling="merge", rename_labels={"dog": "hound"})
+    assert splits.class_names == ("cat", "hound", "pine tree")
+    counts = Counter(splits.train.labels.tolist())
+    assert counts == {0: 6, 1: 3, 2: 6}
+    (found,) = [f for f in splits.findings if f.kind == "renamed_label"]
+    assert found.count == 2 + 3 + 4
+    assert "Cat -> cat" in found.details
+    with pytest.raises(DataError, match="rename_labels: no class 'dgo'; did you mean 'dog'"):
+        kept(path, rename_labels={"dgo": "x"})
+
+
+def test_rare_classes_and_listed_examples_are_left_out(tmp_path):
+    rows = [(f"text {i}", "a" if i < 6 else "b" if i < 12 else "c") for i in range(14)]
+    path = table(tmp_path, rows)
+    splits = kept(path, fewest_per_class=3)
+    assert splits.class_names == ("a", "b")
+    assert {row.reason for row in splits.removed} == {"fewest_per_class"}
+    names = [row.name for row in splits.removed]
+    listed = tmp_path / "q.csv"
+    listed.write_text("name,why\n" + "".join(f"{name},bad\n" for name in names))
+    assert rows_of(kept(path, exclude=str(listed))) == rows_of(splits)
+    with pytest.raises(DataError, match=r"exclude: .*no column 'name'; the columns are 'text'"):
+        kept(path, exclude=str(path))
+    with pytest.raises(DataError, match="cleaning leaves out all 14 examples"):
+        kept(path, fewest_per_class=50)
+
+
+MISSING = [("one", "a"), ("", "a"), ("two", ""), ("three", "b"), ("four", "a"), ("one", "nan")]
+
+
+@pytest.mark.parametrize(
+    ("rules", "texts", "labels"),
+    [
+        ({}, ["one", "three", "four"], "aba"),
+        ({"missing_label": "most_frequent"}, ["one", "two", "three", "four", "one"], "aabaa"),
+        ({"missing_label": "constant"}, ["one", "two", "three", "four", "one"], "aMbaM"),
+        ({"missing_text": "most_frequent"}, ["one", "one", "three", "four"], "aaba"),
+        (
+            {"missing_text": "constant", "missing_text_value": "none"},
+            ["one", "none", "three", "four"],
+            "aaba",
+        ),
+    ],
+)
+def test_missing_cells_are_dropped_or_filled_in(tmp_path, rules, texts, labels):
+    splits = kept(table(tmp_path, MISSING), **rules)
+    assert list(splits.train.content.first) == texts
+    said = [splits.class_names[number] for number in splits.train.labels]
+    assert [name if name != "missing" else "M" for name in said] == list(labels)
+    filled = sum(f.count for f in splits.findings if f.kind == "filled_in")
+    assert filled == len(texts) - 3
+
+
+NUMBERS = ("1", "2", "3", "4", "50")
+
+
+def test_a_missing_number_becomes_the_median(tmp_path):
+    path = table(tmp_path, [(f"text {i}", value) for i, value in enumerate(NUMBERS)])
+    with path.open("a") as file:
+        file.write("unknown,\n")
+    choice = recipe.from_mapping(
+        {
+            "task": {"name": "text_regression"},
+            "backbone": {"name": "bert", "weights": "none"},
+            "data": {
+                "source": "csv",
+                "path": str(path),
+                "cleaning": {"missing_label": "most_frequent"},
+                **ALL,
+            },
+            "train": {"early_stopping": None},
+        }
+    ).data
+    splits = data.load(choice, "numbers", "text")
+    assert splits.train.labels[:, 0].tolist() == [1, 2, 3, 4, 50, 3]
+
+
+def test_pictures_without_a_label_can_have_a_class_of_their_own(tmp_path):
+    rows = [(noise(tmp_path / f"{i}.png", i).name, "ab"[i % 2] if i else "") for i in range(9)]
+    path = table(tmp_path, rows, ("path", "label"))
+    assert len(kept(path, "image_csv").train) == 8
+    splits = kept(path, "image_csv", missing_label="constant", missing_label_value="other")
+    assert splits.class_names == ("a", "b", "other")
+
+
+@pytest.mark.parametrize(
+    ("rules", "text", "wanted"),
+    [
+        ({"whitespace": True}, "  a \t b\u00a0\n c ", "a b c"),
+        ({"html": True}, "<p>a&amp;b<br/>c <b>d</b> 1 < 2 <!-- x --></p>", " a&b c d 1 < 2 "),
+        ({"control": True}, "\ufeffa\x07\u200bb\u200d\tc\n", "ab\u200d\tc\n"),
+        ({"unicode": "nfc"}, "cafe\u0301 \ufb01", "café \ufb01"),
+        ({"unicode": "nfkc"}, "cafe\u0301 \ufb01", "café fi"),
+        ({"mojibake": True}, "cafÃ© and café", "café and café"),
+        ({}, " <b>\x07 ", " <b>\x07 "),
+    ],
+)
+def test_texts_are_mended_as_the_rules_say_and_once_is_enough(rules, text, wanted):
+    choice = recipe.TextCleaning(**rules)
+    made = cleaning.mended(text, choice)
+    assert made == wanted
+    if "html" not in rules:  # what was an entity may be a tag now: it is text
+        assert cleaning.mended(made, choice) == made
+    assert cleaning.mends(choice) == bool(rules)
+
+
+def test_mended_texts_are_what_training_and_predictions_see(tmp_path):
+    rows = [(f"<b>text</b>  {i}", "ab"[i % 2]) for i in range(12)] + [("<br>", "a")]
+    splits = kept(table(tmp_path, rows), text={"html": True, "whitespace": True})
+    assert set(splits.train.content.first) == {f"text {i}" for i in range(12)}
+    assert {f.kind: f.count for f in splits.findings} == {"mended_text": 13, "empty_text": 1}
+    words = Texts(("a <b>",), None, (("a", "<b>"),))
+    rules = recipe.TextCleaning(html=True)
+    assert cleaning.mended_texts(words, rules).words == (("a", "<b>"),)  # a tag for every word
+
+
+def test_data_scored_later_is_mended_alike_and_kept_whole(tmp_path):
+    rows = [("<b>x</b>", "Cat"), ("<b>x</b>", "pup"), ("y", "cat")]
+    rules = {
+        "label_spelling": "merge",
+        "rename_labels": {"pup": "dog"},
+        "duplicates": "first",
+        "text": {"html": True},
+    }
+    choice = section(table(tmp_path, rows), cleaning=rules)
+    split = data.load_all(choice, ("cat", "dog"), "class", "text")
+    assert split.content.first == ("x", "x", "y")
+    assert split.labels.tolist() == [0, 1, 0]
+
+
+def test_rules_for_one_class_are_refused_elsewhere():
+    mapping = {
+        "task": {"name": "image_regression"},
+        "backbone": {"name": "mobilenet_v2"},
+        "data": {
+            "source": "image_csv",
+            "path": "x.csv",
+            "cleaning": {"suspected_labels": "drop"},
+        },
+    }
+    with pytest.raises(RecipeError, match=r"cleaning\.suspected_labels: is for one class per"):
+        recipe.from_mapping(mapping)
+
+
+# Manifests
+
+
+def run(*words):
+    return CliRunner().invoke(cli_data.data, [str(word) for word in words], catch_exceptions=False)
+
+
+def test_a_clean_manifest_of_pictures_holds_what_is_kept_and_adds_up(tmp_path):
+    root = tmp_path / "photos"
+    for number in range(20):
+        noise(root / "ab"[number % 2] / f"{number}.png", number)
+    shutil.copy(root / "a" / "2.png", root / "a" / "z.png")
+    (root / "b" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    before = {path: path.read_bytes() for path in root.rglob("*.*")}
+    done = run("clean", root, "data.cleaning.duplicates=first", "--output", tmp_path / "clean.csv")
+    assert done.exit_code == 0, done.output
+    assert "22 found = 20 kept + 2 left out" in done.output
+    assert {path: path.read_bytes() for path in root.rglob("*.*")} == before
+    gone = list(csv.DictReader((tmp_path / "clean-quarantine.csv").open()))
+    assert {row["name"]: row["reason"] for row in gone} == {
+        "a/z.png": "duplicates",
+        "b/broken.jpg": "unreadable",
+    }
+    splits = load(tmp_path / "clean.csv", "image_csv", root=str(root))
+    assert sum(map(len, splits.all)) == 20
+    assert f"data.root={root}" in done.output
+    with pytest.raises(DataError, match="exists already"):
+        run("clean", root, "--output", tmp_path / "clean.csv")
+
+
+def test_reencoded_pictures_are_upright_rgb_in_a_new_folder(tmp_path):
+    root = tmp_path / "photos"
+    for number in range(8):
+        noise(root / "ab"[number % 2] / f"{number}.png", number)
+    with Image.open(root / "a" / "0.png") as image:
+        tall = image.resize((40, 20))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        tall.save(root / "a" / "turned.jpg", exif=exif, quality=95)
+        image.convert("CMYK").save(root / "a" / "print.jpg")
+        image.convert("P").save(root / "a" / "palette.gif")
+    copies_ = tmp_path / "copies"
+    done = run("clean", root, "--output", tmp_path / "c.csv", "--reencode", copies_)
+    assert done.exit_code == 0, done.output
+    found = sorted(path.relative_to(copies_).as_posix() for path in copies_.rglob("*.*"))
+    assert len(found) == 11
+    assert "a/palette.png" in found
+    for path in copies_.rglob("*.*"):
+        with Image.open(path) as image:
+            assert image.mode == "RGB"
+            assert image.getexif().get(0x0112, 1) == 1
+    with Image.open(copies_ / "a" / "turned.jpg") as image:
+        assert image.size == (20, 40)
+    splits = load(tmp_path / "c.csv", "image_csv", root=str(copies_))
+    assert not any(f.kind == "extension_mismatch" for f in splits.findings)
+    with pytest.raises(DataError, match="is not empty; nothing is overwritten"):
+        run("clean", root, "--output", tmp_path / "d.csv", "--reencode", copies_)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_clean_manifest_of_texts_is_read_as_the_same_texts(tmp_path, ending):
+    rows = [
+        (f'<i>text</i>, "{i}"\nmore', "ab"[i % 2], "test" if i < 4 else "train") for i in range(16)
+    ]
+    path = table(tmp_path, rows, ("text", "label", "split"))
+    output = tmp_path / f"clean.{ending}"
+    done = run("clean", path, "data.cleaning.text.html=true", "--output", output)
+    assert done.exit_code == 0, done.output
+    splits = load(output, "jsonl" if ending == "jsonl" else "csv", split={"validation": 0.0})
+    assert [len(part) for part in splits.all] == [12, 0, 4]
+    assert splits.train.content.first[0] == 'text, "4"\nmore'
+
+
+def test_a_division_is_written_with_its_fingerprint_and_followed(tmp_path):
+    path = table(tmp_path, [(f"text {i}", "ab"[i % 2]) for i in range(40)])
+    done = run("split", path, "data.split.test=0.3", "--output", tmp_path / "s.csv")
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "s.json").read_text())
+    splits = load(path, split={"file": str(tmp_path / "s.csv")})
+    assert splits.fingerprint == facts["split_fingerprint"]
+    assert facts["splits"]["test"]["examples"] == 12 == len(splits.test)
+    rows = pd.read_csv(tmp_path / "s.csv")
+    assert list(rows) == ["name", "label", "split"]
+    assert len(rows) == 40
+
+
+def test_kinds_of_labels_keep_their_columns_in_a_manifest(tmp_path):
+    rows = [(noise(tmp_path / f"{i}.png", i).name, i % 2, i % 3 == 0) for i in range(12)]
+    path = table(tmp_path, [(n, a, int(b)) for n, a, b in rows], ("path", "cat", "dog"))
+    text = (
+        "task: {name: image_multilabel}\nbackbone: {name: mobilenet_v2}\n"
+        f"data: {{source: image_csv, path: {path}, label_column: [cat, dog]}}\n"
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    done = run("clean", tmp_path / "r.yaml", "--output", tmp_path / "c.csv")
+    assert done.exit_code == 0, done.output
+    chosen = recipe.load(tmp_path / "r.yaml", [f"data.path={tmp_path / 'c.csv'}"]).data
+    one = data.load(recipe.load(tmp_path / "r.yaml").data, "classes")
+    other = data.load(chosen, "classes")
+    assert one.fingerprint == other.fingerprint
+    assert np.array_equal(one.train.labels, other.train.labels)
+    assert LABELS["classes"].name == one.kind
