@@ -18,6 +18,7 @@ from kerastune_ft import data
 from kerastune_ft.checks import classes, columns, duplicates, pictures, texts
 from kerastune_ft.checks.examined import Examined
 from kerastune_ft.checks.report import Report
+from kerastune_ft.data import inspection
 from kerastune_ft.data.tables import Finding, finding
 from kerastune_ft.errors import KftError
 from kerastune_ft.tasks import TASKS
@@ -85,7 +86,8 @@ def check(recipe: Recipe, *, network: bool = True, console: Console | None = Non
     """
     task = TASKS[recipe.task.name]
     with _bar(console) as progress:
-        survey = data.survey(recipe.data, task.labels, task.modality)
+        with inspection.watched(lambda done, total: progress("looking at pictures", done, total)):
+            survey = data.survey(recipe.data, task.labels, task.modality)
         examined = Examined(recipe, survey, progress)
         # Of texts, near copies are looked for here alone; nothing is to be said twice.
         found = [one for one in survey.findings if one.kind != "leaked_near_copies"]

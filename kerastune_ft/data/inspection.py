@@ -18,14 +18,16 @@ with NaN or with values outside 0..255.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +65,7 @@ _ARRAY_HEADERS: dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _ORIENTATION = 0x0112
+_STEP = 100  # pictures between two words of progress
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -138,15 +141,22 @@ def inspect(picture: Path | bytes) -> Inspected | Unusable:
         return Unusable("unreadable", error.strerror or str(error))
 
 
-def inspect_all(
-    pictures: Sequence[Path | bytes], log: Callable[[str], None] | None = None
-) -> list[Inspected | Unusable]:
-    """Inspects pictures in threads; the answers are in the order of the pictures.
+_watching: ContextVar[Callable[[int, int], None] | None] = ContextVar("_watching", default=None)
 
-    Args:
-        pictures: Paths, or encoded pictures.
-        log: Receives a line of progress now and then.
-    """
+
+@contextlib.contextmanager
+def watched(progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Lets `progress(done, total)` see how far inspections inside the block are."""
+    token = _watching.set(progress)
+    try:
+        yield
+    finally:
+        _watching.reset(token)
+
+
+def inspect_all(pictures: Sequence[Path | bytes]) -> list[Inspected | Unusable]:
+    """Inspects pictures in threads; the answers are in the order of the pictures."""
+    watch = _watching.get()
     results: list[Inspected | Unusable] = []
     with (
         warnings.catch_warnings(),  # for the whole process: not to be entered inside a thread
@@ -155,8 +165,8 @@ def inspect_all(
         warnings.simplefilter("ignore")
         for result in pool.map(inspect, pictures):
             results.append(result)
-            if log and len(results) % 5000 == 0:
-                log(f"{len(results):,} of {len(pictures):,} pictures checked")
+            if watch and len(results) % _STEP == 0:
+                watch(len(results), len(pictures))
     return results
 
 
