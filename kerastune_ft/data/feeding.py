@@ -111,7 +111,9 @@ def pictures(
     choice, data = recipe.backbone, recipe.data
     facts = (_pictures(split), choice.side, choice.channels, data.resize, recipe.train.seed)
     with tf.device("/CPU:0"):
-        plain, changed = images.loader(*facts), images.loader(*facts, _augmentation(recipe))
+        plain = changed = images.loader(*facts)
+        if any(epoch is not None for epoch in epochs):
+            changed = images.loader(*facts, _augmentation(recipe))
 
     def load(turn: Any) -> Any:
         row, epoch = turn[0], turn[1]
