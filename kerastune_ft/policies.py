@@ -66,12 +66,12 @@ class Probe:
     @property
     def tells(self) -> bool:
         """Whether the probe has learned anything."""
-        return self.plain > self.guessing + self.count**-0.5
+        return bool(self.plain > self.guessing + self.count**-0.5)
 
     @property
     def keeps_labels(self) -> bool:
         """Whether mirrored pictures are known as well, but for noise."""
-        return self.plain - self.mirrored <= _NOISE * self.noise
+        return bool(self.plain - self.mirrored <= _NOISE * self.noise)
 
 
 def chosen(

@@ -101,7 +101,7 @@ def fit(
             with devices_.scope():
                 model = build(recipe, splits)
             _take_over_head(console, recipe, model, splits)
-            recipe = resuming.with_stages(_settled(console, recipe, splits, model), model)
+            recipe = resuming.with_stages(settled(console, recipe, splits, model), model)
             showing.show_plan(console, recipe, model, splits, devices_)
             _record_beginning(run, recipe, splits, model)
         with run.locked():
@@ -259,7 +259,7 @@ def plan(recipe: Recipe, console: Console) -> None:
         choice = choice.model_copy(update={"weights": "none"})
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
     _take_over_head(console, recipe, model, splits)
-    recipe = _settled(console, recipe, splits)
+    recipe = settled(console, recipe, splits)
     showing.show_plan(console, resuming.with_stages(recipe, model), model, splits, devices_)
     showing.show_missing_weights(console, recipe)
 
@@ -327,7 +327,7 @@ def read(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Splits:
     return tokenizing.tokenized(splits, tokenizer, recipe)
 
 
-def _settled(
+def settled(
     console: Console, recipe: Recipe, splits: Splits, model: keras.Model | None = None
 ) -> Recipe:
     """Settles what `auto` stands for, and says why; measures if `model` has learned anything."""
@@ -520,7 +520,7 @@ def find_rates(
     else:
         model = predictions.load_model(Run.open(run))
         _check_same_network(Path(run), model, recipe, splits)
-    recipe = _settled(console, recipe, splits, model)
+    recipe = settled(console, recipe, splits, model)
     curves = rate_finder.find(
         model,
         recipe,
