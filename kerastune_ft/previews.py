@@ -265,10 +265,10 @@ def _original(split: Split, row: int) -> tuple[str, str]:
                 facts.append("turned by EXIF")
             small = image.copy()
     except (OSError, ValueError):  # a .npy file, or what Pillow reads only with help
-        values = (
-            np.load(io.BytesIO(data), allow_pickle=False) if data.startswith(b"\x93NUMPY") else None
-        )
-        channels = 3 if values is None or values.ndim == 2 else values.shape[-1]
+        channels = 3
+        if data.startswith(b"\x93NUMPY"):
+            values = np.load(io.BytesIO(data), allow_pickle=False)
+            channels = 1 if values.ndim == 2 else values.shape[-1]
         decoded = inspection.decode(data, channels)
         return png(decoded), f"{decoded.shape[1]} x {decoded.shape[0]}, {channels} channels"
     small.thumbnail((_SIDE, _SIDE))
