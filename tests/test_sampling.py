@@ -42,7 +42,7 @@ def test_no_example_is_drawn_twice_more_than_another_of_its_class(how):
     for draws in drawn(how, range(12)):
         times = np.bincount(draws.rows, minlength=N)
         for number in range(3):
-            assert np.ptp(times[LABELS == number]) <= 1
+            assert np.ptp(times[number == LABELS]) <= 1
 
 
 def test_no_example_is_drawn_again_before_all_of_its_class_were():
