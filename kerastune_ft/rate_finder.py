@@ -135,6 +135,7 @@ def find(
                 training=True,
                 epochs=range(math.ceil(steps * train.accumulate_steps / chosen.steps)),
                 class_weights=weights.get("examples"),
+                sampling=splits.sampling(recipe.data.sampling),
             ).as_numpy_iterator()
             losses, diverged = _climb(twin, ladder, stream, train.accumulate_steps)
             curves.append(_curve(chosen, ladder, losses, diverged))

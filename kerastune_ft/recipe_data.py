@@ -336,12 +336,12 @@ class Data(Section):
 
     @property
     def augmentation(self) -> Augment:
-        """The settings that `augment` stands for."""
+        """The settings that `augment` stands for; `policies.chosen` takes the place of auto."""
         return AUGMENTATIONS[self.augment] if isinstance(self.augment, str) else self.augment
 
     @property
     def text_augmentation(self) -> TextAugment:
-        """The settings that `text_augment` stands for."""
+        """The settings that `text_augment` stands for; of auto likewise."""
         chosen = self.text_augment
         return TEXT_AUGMENTATIONS[chosen] if isinstance(chosen, str) else chosen
 
@@ -359,6 +359,7 @@ def combinations(values: Values) -> Iterator[Mistake]:
         _folds,
         _labels,
         _sampling,
+        _text_augment,
     )
     for check in checks:
         with suppress(UnknownError):
@@ -447,3 +448,28 @@ def _sampling(values: Values) -> Iterator[Mistake]:
     if sampling == "balanced" and values("train", "class_weight") == "balanced":
         message = "together they favour rare classes twice; take one"
         yield Mistake((("data", "sampling"), ("train", "class_weight")), message)
+    if sampling != "natural" and values("data", "batch_tokens") is not None:
+        message = "draws other texts every epoch, and the number of batches would change; leave "
+        message += "batch_tokens out, or sampling natural"
+        yield Mistake((("data", "sampling"), ("data", "batch_tokens")), message)
+
+
+_WHOLE_TEXTS = (
+    "text_classification", "text_pair_classification", "text_multilabel", "text_regression",
+)  # fmt: skip
+
+
+def _text_augment(values: Values) -> Iterator[Mistake]:
+    task, choice = values("task", "name"), values("data", "text_augment")
+    if task in _WHOLE_TEXTS or choice == "none":
+        return
+    paths = (("data", "text_augment"), ("task", "name"))
+    if task.startswith("image_"):
+        yield Mistake(paths, "is for tasks with texts")
+        return
+    what = {
+        "token_classification": "the tags of words",
+        "text_to_text": "what is to be written of a text",
+        "text_generation": "what follows a text",
+    }.get(task, "what is learned")
+    yield Mistake(paths, f"changed words would not keep {what}, which {task} learns; leave it none")

@@ -89,12 +89,16 @@ def _changed(recipe: Recipe, run: Run) -> list[str]:
     row = backbones.get(recipe.backbone.name)
     if row.cuts:
         ours = expanded(ours, len(row.cuts))
-    pairs = (dict(_flat(side.model_dump())) for side in (ours, theirs))
-    one, other = pairs
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    flat, their_flat = (dict(_flat(side.model_dump())) for side in (ours, theirs))
+    keys = [key for key in {**flat, **their_flat} if flat.get(key) != their_flat.get(key)]
     # How many stages a strategy writes for a preset is known when the network is built.
     if not row.cuts and recipe.train.strategy is not None:
         keys = [key for key in keys if not key.startswith(("train.stages", "train.strategy"))]
+    # A run writes settings in place of auto.
+    for name in ("augment", "text_augment"):
+        one, other = getattr(ours.data, name), getattr(theirs.data, name)
+        if one == "auto" and not isinstance(other, str):
+            keys = [key for key in keys if not f"{key}.".startswith(f"data.{name}.")]
     return keys
 
 

@@ -117,11 +117,12 @@ def check(recipe: Recipe, splits: Splits) -> None:
     """Refuses what the recipe asks of its data and the data cannot give, before anything is built.
 
     Raises:
-        DataError: If `train.class_weight` names a class that the data lacks, or pictures do not
-            have `backbone.channels`.
+        DataError: If `train.class_weight` or `data.sampling` names a class that the data lacks, or
+            pictures do not have `backbone.channels`.
         TrainingError: If early stopping monitors a validation split that is empty.
     """
     splits.class_weights(recipe.train.class_weight)
+    splits.sampling(recipe.data.sampling)
     if TASKS[recipe.task.name].modality == "image":
         images.check_channels(splits.all, recipe.backbone.channels)
     if len(splits.validation):

@@ -107,6 +107,7 @@ class _Training:
                 "train.replicas=1."
             )
         self.class_weights = splits.class_weights(recipe.train.class_weight)
+        self.sampling = splits.sampling(recipe.data.sampling)
         self.validation = self._data(splits.validation) if len(splits.validation) else None
         self.best = self._best()
         self.start: str | None = None
@@ -359,6 +360,7 @@ class _StageRun:
             epochs=epochs,
             class_weights=training.class_weights if training.task.weighs == "examples" else None,
             first_step=self.first_step,
+            sampling=training.sampling,
         )
         if self.metrics:
             self._build_metrics(stream)

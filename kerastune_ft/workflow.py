@@ -25,6 +25,7 @@ from kerastune_ft import (
     figures,
     interrupts,
     models,
+    policies,
     predictions,
     rate_finder,
     resuming,
@@ -100,7 +101,7 @@ def fit(
             with devices_.scope():
                 model = build(recipe, splits)
             _take_over_head(console, recipe, model, splits)
-            recipe = resuming.with_stages(recipe, model)
+            recipe = resuming.with_stages(settled(console, recipe, splits, model), model)
             showing.show_plan(console, recipe, model, splits, devices_)
             _record_beginning(run, recipe, splits, model)
         with run.locked():
@@ -258,6 +259,7 @@ def plan(recipe: Recipe, console: Console) -> None:
         choice = choice.model_copy(update={"weights": "none"})
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
     _take_over_head(console, recipe, model, splits)
+    recipe = settled(console, recipe, splits)
     showing.show_plan(console, resuming.with_stages(recipe, model), model, splits, devices_)
     showing.show_missing_weights(console, recipe)
 
@@ -340,6 +342,18 @@ def survey(recipe: Recipe, console: Console | None = None) -> data.Survey:
     if console is not None:
         console.print("looking for labels that are suspected to be wrong ...")
     return relabelling.cleaned(resuming.resolved(recipe), found)
+
+
+def settled(
+    console: Console, recipe: Recipe, splits: Splits, model: keras.Model | None = None
+) -> Recipe:
+    """Settles what `auto` stands for, and says why; measures if `model` has learned anything."""
+    # Several hosts might measure differently, and must not settle differently.
+    blind = recipe.backbone.tag.startswith("none") or recipe.train.hosts > 1
+    recipe, lines = policies.chosen(recipe, splits, None if blind else model)
+    for line in lines:
+        console.print(f"[bold]augment[/]  {escape(line)}", highlight=False)
+    return recipe
 
 
 def _written(splits: Splits) -> list[str]:
@@ -523,6 +537,7 @@ def find_rates(
     else:
         model = predictions.load_model(Run.open(run))
         _check_same_network(Path(run), model, recipe, splits)
+    recipe = settled(console, recipe, splits, model)
     curves = rate_finder.find(
         model,
         recipe,

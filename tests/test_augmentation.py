@@ -156,3 +156,13 @@ def test_batches_of_any_channels_are_mixed_alike_in_each(augment):
     np.testing.assert_array_equal(same, shares)
     np.testing.assert_array_equal(found, np.repeat(alone, 4, axis=-1))
     assert not np.array_equal(found, many)
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.3, 1.0])
+def test_rand_augment_leaves_pictures_most_of_their_levels(factor):
+    """Keras's own posterization leaves two levels of 256 at the factor of `strong`."""
+    (layer,) = example_layers(Augment(rand_augment=RandAugment(factor=factor)), SIZE)
+    posterized = np.asarray(layer.random_posterization(PICTURES, training=True))
+    assert np.abs(posterized - PICTURES).max() <= 2 ** max(1, round(4 * factor))
+    low, high = layer.random_rotation.factor
+    assert -30 <= low * 360 < 0 < high * 360 <= 30 + 1e-6

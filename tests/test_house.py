@@ -33,6 +33,7 @@ LEVELS = [
         "callbacks",
         "diagnosis",
         "gradual",
+        "policies",
         "resuming",
         "stage_callbacks",
         "stages",

@@ -252,6 +252,43 @@ def test_every_checkpoint_of_a_run_leads_to_the_same_end(broken_off, tmp_path, w
     assert (run.path / "model.keras").stat().st_mtime_ns == before
 
 
+def uneven_texts(path):
+    """Writes texts of two classes, one of them rare."""
+    generator = np.random.default_rng(0)
+    rows = [
+        {"text": " ".join(generator.choice(list("abcdefgh"), 3 + i % 9)), "label": "xy"[i % 5 == 0]}
+        for i in range(60)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("modality", [pytest.param("image", marks=pytest.mark.slow), "text"])
+def test_drawn_and_changed_examples_are_drawn_and_changed_alike_after_a_kill(
+    broken_off, tmp_path, weights_file, modality
+):
+    recipe = small(tmp_path, weights_file)
+    data = {"sampling": "balanced", "augment": {"horizontal_flip": True, "mixup": 0.2}}
+    mapping = recipe.model_dump() | {"data": recipe.data.model_dump() | data}
+    if modality == "text":
+        mapping["task"] = {"name": "text_classification"}
+        mapping["backbone"] = {"name": "bert", "weights": "none", "sequence_length": 24}
+        mapping["data"] = {
+            "source": "jsonl",
+            "path": str(uneven_texts(tmp_path / "a.jsonl")),
+            "batch_size": 8,
+            "sampling": {"y": 3.0},
+            "text_augment": "auto",
+        }
+    recipe = recipes.from_mapping(mapping)
+    whole = workflow.fit(recipe, runs_dir=tmp_path / "runs", name="whole")
+    assert "augment: auto" not in whole.recipe_path.read_text()
+    run, _ = broken_off(5 if modality == "text" else 4, recipe)
+    assert Checkpoints(run.checkpoints_path).newest().position.step > 0
+    workflow.resume(run.path)
+    assert_same(whole.path, run.path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["end_batch", "end_validation"])
 def test_a_signal_at_the_last_batch_of_an_epoch_or_in_validation_loses_nothing(

@@ -35,7 +35,7 @@ from kerastune_ft.backbones import vocabularies
 from kerastune_ft.backbones.tokenizer_families import Frame, family
 from kerastune_ft.errors import DataError, ModelError, WeightsError
 
-__all__ = ["Encoded", "Tokenizer", "Truncation"]
+__all__ = ["Encoded", "Piece", "Tokenizer", "Truncation"]
 
 Truncation = Literal["head", "tail", "head_tail"]
 
@@ -73,6 +73,21 @@ class Encoded:
     starts: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     words: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Shows one token to people.
+
+    Attributes:
+        text: It alone, decoded.
+        special: Whether it is none of the text's own.
+        kept: Whether the network sees it; else it was cut off.
+    """
+
+    text: str
+    special: bool
+    kept: bool = True
 
 
 class Tokenizer:
@@ -284,6 +299,39 @@ class Tokenizer:
         if seconds is not None:
             parts.append(_Part(*self._flat(seconds)))
         return self._frame(parts, frame, room, truncation)
+
+    def pieces(
+        self, text: str, second: str | None = None, *, length: int, truncation: Truncation = "head"
+    ) -> list[Piece]:
+        """Returns the tokens that `encode` makes of a text or pair, and those that it cuts off."""
+        frame = self._family.single if second is None else self._family.pair
+        parts = [_Part(*self._flat([each])) for each in (text, second) if each is not None]
+        lengths, room = [part.lengths for part in parts], self._room(frame, length)
+        kept = [np.minimum(lengths[0], room)]
+        if len(parts) > 1:
+            kept = _longest_first(lengths[0], lengths[1], room)
+        shown: list[Piece] = []
+        for role, _ in frame:
+            if role not in "AB":
+                shown.append(Piece(self.special[role], special=True))
+                continue
+            part, count = parts["AB".index(role)], kept["AB".index(role)]
+            stays = set(_chosen(part.lengths, count, truncation).tolist())
+            shown += [
+                Piece(piece.text, piece.special, place in stays)
+                for place, piece in enumerate(self.pieces_of(part.ids))
+            ]
+        return shown
+
+    def pieces_of(self, ids: Iterable[int]) -> list[Piece]:
+        """Returns what there is to show of ids."""
+        names = set(self.special.values())
+        numbers = [int(x) for x in ids]
+        tokens = [self._rust.id_to_token(x) or "" for x in numbers]
+        return [
+            Piece(token if token in names else self.decode([x], skip_special=False), token in names)
+            for x, token in zip(numbers, tokens, strict=True)
+        ]
 
     def encode_words(self, sentences: Sequence[Sequence[str]], *, length: int) -> Encoded:
         """Encodes sentences that are split into words, as for naming entities.

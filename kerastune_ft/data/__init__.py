@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft.data import cleaning, copies, dividing, leakage, splitting
+from kerastune_ft.data import cleaning, copies, dividing, leakage, sampling, splitting
 from kerastune_ft.data.labels import (
     LABELS,
     Kind,
@@ -30,6 +30,7 @@ from kerastune_ft.data.labels import (
     natural,
     targets,
 )
+from kerastune_ft.data.sampling import Sampling
 from kerastune_ft.data.sources import SOURCES
 from kerastune_ft.data.tables import Content, Finding, Table, because, finding, first_few
 from kerastune_ft.data.text_sources import SOURCES as TEXT_SOURCES
@@ -119,6 +120,12 @@ class Splits:
     ) -> NDArray[np.float32] | None:
         """Returns the weight of each class in the loss; see the function `class_weights`."""
         return class_weights(self.train.labels, self.class_names, how)
+
+    def sampling(
+        self, how: Literal["natural", "balanced"] | Mapping[str, float]
+    ) -> Sampling | None:
+        """Returns how epochs of training examples are drawn; see `sampling.of`."""
+        return sampling.of(self.train.labels, self.class_names, how)
 
     def record(self) -> dict[str, Any]:
         """Returns what `data.json` says; all names of every finding included."""

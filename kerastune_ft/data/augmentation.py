@@ -5,7 +5,8 @@ example gets would depend on what was drawn before it; here the generator is rep
 hands out keys derived from the example, and any epoch can be replayed from its number alone.
 MixUp and CutMix mix a batch and are keyed by (seed, epoch, step).
 
-All of them take any number of channels, but for one: the colour operation of RandAugment, a mix
+RandAugment's posterization and rotation are replaced: Keras's own destroy pictures. All of the
+changes take any number of channels, but for one: the colour operation of RandAugment, a mix
 with the picture's grey, is left off its list where there are other than 3. Contrast, equalisation
 and the like treat each channel alone, brightness moves all of them alike.
 
@@ -99,6 +100,14 @@ def _rand_augment(settings: RandAugment, channels: int) -> keras.layers.Layer:
     layer = keras.layers.RandAugment(
         value_range=_VALUE_RANGE, num_ops=settings.num_ops, factor=settings.factor, seed=0
     )
+    # At a factor of 0.3 Keras's own keeps one bit of each colour, and more the higher the factor,
+    # and turns by up to 108 degrees. Cubuk et al. 2019 (https://arxiv.org/abs/1909.13719): four
+    # bits at least, and 30 degrees at most.
+    bits = 8 - max(1, round(4 * settings.factor))
+    layer.random_posterization = keras.layers.RandomPosterization(
+        factor=(bits, 8), value_range=_VALUE_RANGE, seed=0
+    )
+    layer.random_rotation = keras.layers.RandomRotation(settings.factor / 12, seed=0)
     if channels != 3:  # Keras's own list, without what raises on other than RGB
         operations = list(layer._AUGMENT_LAYERS)
         operations.remove("random_color_degeneration")

@@ -6,7 +6,7 @@ steps(splits.train, recipe)                       # batches per epoch
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerastune_ft.data import augmentation, images, texts
+from kerastune_ft.data.sampling import Sampling
 from kerastune_ft.data.tables import Arrays, Encoded, Files
+from kerastune_ft.data.text_augmentation import Changes
 from kerastune_ft.data.texts import Tokens
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def dataset(
     epochs: range | None = None,
     class_weights: ArrayLike | None = None,
     first_step: int = 0,
+    sampling: Sampling | None = None,
 ) -> tf.data.Dataset:
     """Returns a finite stream of batches over whole epochs, in a reproducible order.
 
@@ -47,15 +50,18 @@ def dataset(
         split: Of pictures, or of texts that are tokenised.
         recipe: Says sizes, augmentation and seed.
         width: Outputs of the model.
-        training: Whether the order is drawn anew for every epoch and pictures are augmented.
+        training: Whether the order is drawn anew for every epoch and examples are augmented.
         epochs: The numbers of the epochs to stream; None is `range(1)`.
         class_weights: `(width,)`: adds sample weights by class.
         first_step: Batches of the first epoch to leave out.
+        sampling: `Splits.sampling` of the recipe; for training.
 
     Returns:
         Batches `(inputs, labels)` or `(inputs, labels, weights)`.
     """
     seed = recipe.train.seed
+    drawn = training and recipe.data.sampling != "natural"
+    assert drawn == (sampling is not None), "the recipe's sampling belongs to training alone"
     if isinstance(split.content, Tokens):
         return of_tokens(
             split.content,
@@ -65,15 +71,12 @@ def dataset(
             epochs=epochs,
             class_weights=class_weights,
             first_step=first_step,
+            sampling=sampling,
+            changes=changes_of(recipe) if training else None,
         )
-    pictures = split.content
-    assert isinstance(pictures, Files | Encoded | Arrays), type(pictures)
     choice = recipe.backbone
-    augment = None
-    if training:
-        augment = augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
     return images.dataset(
-        pictures,
+        _pictures(split),
         split.labels,
         image_size=choice.side,
         channels=choice.channels,
@@ -83,10 +86,64 @@ def dataset(
         seed=seed,
         shuffle=training,
         epochs=epochs,
-        augment=augment,
+        augment=_augmentation(recipe) if training else None,
         class_weights=class_weights,
         first_step=first_step,
+        sampling=sampling,
     )
+
+
+def pictures(
+    split: Split, recipe: Recipe, rows: Sequence[int], epochs: Sequence[int | None]
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Yields what the network gets of some pictures, made as `dataset` makes it.
+
+    Args:
+        split: Of pictures.
+        recipe: Says sizes, augmentation and seed.
+        rows: Which pictures.
+        epochs: What each is yielded for: an epoch whose changes it gets, as at its first draw; None
+            for it unchanged, as in validation.
+
+    Yields:
+        Per row a list, one `float32 (height, width, channels)` in 0..255 per epoch.
+    """
+    choice, data = recipe.backbone, recipe.data
+    facts = (_pictures(split), choice.side, choice.channels, data.resize, recipe.train.seed)
+    with tf.device("/CPU:0"):
+        plain = changed = images.loader(*facts)
+        if any(epoch is not None for epoch in epochs):
+            changed = images.loader(*facts, _augmentation(recipe))
+
+    def load(turn: Any) -> Any:
+        row, epoch = turn[0], turn[1]
+        return tf.cond(epoch < 0, lambda: plain(row, epoch, row), lambda: changed(row, epoch, row))
+
+    turns = [(row, -1 if epoch is None else epoch) for row in rows for epoch in epochs]
+    table = np.asarray(turns, np.int64).reshape(-1, 2)
+    stream = tf.data.Dataset.from_tensor_slices(table).map(load, num_parallel_calls=2)
+    made = stream.as_numpy_iterator()
+    for _ in rows:
+        yield [next(made) for _ in epochs]
+
+
+def changes_of(recipe: Recipe) -> Changes | None:
+    """Returns what a recipe changes in training texts, None if nothing."""
+    settings = recipe.data.text_augmentation
+    if not any(settings.model_dump().values()):
+        return None
+    return Changes(settings, recipe.data.truncation, recipe.train.seed)
+
+
+def _augmentation(recipe: Recipe) -> augmentation.Augmentation:
+    choice = recipe.backbone
+    return augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
+
+
+def _pictures(split: Split) -> Files | Encoded | Arrays:
+    content = split.content
+    assert isinstance(content, Files | Encoded | Arrays), type(content)
+    return content
 
 
 def of_tokens(
@@ -98,6 +155,8 @@ def of_tokens(
     epochs: range | None = None,
     class_weights: ArrayLike | None = None,
     first_step: int = 0,
+    sampling: Sampling | None = None,
+    changes: Changes | None = None,
 ) -> tf.data.Dataset:
     """Streams batches of tokens, padded to the bucket of the longest of each.
 
@@ -110,6 +169,9 @@ def of_tokens(
         epochs: The numbers of the epochs; None is `range(1)`.
         class_weights: `(width,)`: adds sample weights by class.
         first_step: Batches of the first epoch to leave out.
+        sampling: Draws the texts of an epoch, where it is not every one once; with `seed`.
+        changes: What is changed in the texts, which are then tokenised batch by batch. Who shares
+            a batch is decided by their lengths before.
 
     Returns:
         Batches of inputs, a dict of `int32 (batch, length)`; labels `float32 (batch, width)`, or
@@ -117,6 +179,7 @@ def of_tokens(
         where every token has a label, weights `float32 (batch,)`: of the class, or such that
         `losses.TokenCrossentropy` becomes a mean over places.
     """
+    assert changes is None or (tokens.marks is None and tokens.targets is None)
     epochs = range(1) if epochs is None else epochs
     count = texts.steps(tokens.lengths, tokens.batching)
     by_token = tokens.marks is not None or tokens.targets is not None
@@ -127,8 +190,11 @@ def of_tokens(
     places = tokens.places if by_token else np.zeros(0)
     evenly = len(tokens) / max(float(places.sum()), 1.0)
 
-    def batch(rows: NDArray[np.int64]) -> tuple[Any, ...]:
-        inputs = tokens.padded(rows)
+    def batch(rows: NDArray[np.int64], keys: NDArray[np.int64], epoch: int) -> tuple[Any, ...]:
+        if changes is None:
+            inputs = tokens.padded(rows)
+        else:
+            inputs = changes.tokens(tokens, rows, epoch, keys).padded(np.arange(len(rows)))
         if table is None:
             share = evenly if seed is None else len(rows) / max(float(places[rows].sum()), 1.0)
             return inputs, tokens.marked(rows), np.full(len(rows), share, np.float32)
@@ -138,9 +204,15 @@ def of_tokens(
     def generate() -> Iterator[tuple[Any, ...]]:
         skipped = first_step
         for epoch in epochs:
-            planned = texts.plan(tokens.lengths, tokens.batching, seed=seed, epoch=epoch)
-            for rows in planned[skipped:]:
-                yield batch(rows)
+            lengths = tokens.lengths
+            rows = keys = np.arange(len(lengths))
+            if sampling is not None:
+                assert seed is not None and tokens.batching.batch_tokens is None
+                drawn = sampling.draws(seed, epoch)
+                rows, keys, lengths = drawn.rows, drawn.keys, lengths[drawn.rows]
+            planned = texts.plan(lengths, tokens.batching, seed=seed, epoch=epoch)
+            for places in planned[skipped:]:
+                yield batch(rows[places], keys[places], epoch)
             skipped = 0
 
     numbers = tf.TensorSpec((None, None), tf.int32)

@@ -2,8 +2,8 @@
 
 Every picture leaves as `float32` in 0..255, RGB unless other channels are asked for: 1 is grey, any
 other number is read from `.npy` files. Scaling belongs to the model. The order of examples
-is `order(n, seed, epoch)` and an augmentation's key is (seed, epoch, example), so that any step of
-any epoch can be produced without having produced those before it.
+is `order(n, seed, epoch)`, or a `sampling`'s, and an augmentation's key is (seed, epoch, example),
+so that any step of any epoch can be produced without having produced those before it.
 
     train = images.dataset(split.content, split.labels, image_size=(160, 160), batch_size=32,
                            num_classes=10, seed=0, shuffle=True, epochs=range(0, 5))
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from kerastune_ft.data import Split
+    from kerastune_ft.data.sampling import Sampling
 
 Resize = Literal["squash", "crop", "pad"]
 Tensor: TypeAlias = Any  # TensorFlow ships no types
@@ -39,7 +40,10 @@ class Augment(Protocol):
     """Changes pictures at random, but as a function of a key alone."""
 
     def example(self, image: Tensor, key: Tensor) -> Tensor:
-        """Changes one `float32 (height, width, channels)`; `key` is (seed, epoch, example)."""
+        """Changes one `float32 (height, width, channels)`; `key` is (seed, epoch, example).
+
+        An example that is drawn again in an epoch has another number then: `Draws.keys`.
+        """
 
     def batch(self, images: Tensor, labels: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Changes a batch and its labels, `float32`, 2-D; `key` is (seed, epoch, step)."""
@@ -223,6 +227,7 @@ def dataset(
     augment: Augment | None = None,
     class_weights: ArrayLike | None = None,
     first_step: int = 0,
+    sampling: Sampling | None = None,
 ) -> tf.data.Dataset:
     """Returns a finite stream of batches over whole epochs, in a reproducible order.
 
@@ -246,6 +251,7 @@ def dataset(
         class_weights: `(num_classes,)`: adds sample weights. Mixed labels get mixed weights. Only
             for class numbers.
         first_step: Batches of the first epoch to leave out, without decoding them.
+        sampling: Draws the examples of an epoch, where it is not every one once; with `shuffle`.
 
     Returns:
         Batches of images `float32 (batch, height, width, channels)` in 0..255, labels
@@ -262,23 +268,16 @@ def dataset(
         raise _wrong_channels(wrong, channels)
     assert class_weights is None or np.ndim(labels) == 1, "only classes have weights"
     with tf.device("/CPU:0"):  # tf.data runs there; a table on the GPU would travel back
-        read = _reader(content, channels)
+        picture_of = loader(content, image_size, channels, resize, seed, augment)
         label_of = _labeller(labels, n, num_classes)
         weights = tf.constant(
             np.asarray(1.0 if class_weights is None else class_weights, "float32")
         )
 
     def load(turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, index = turn[0], turn[1]
-
-        def picture() -> Tensor:
-            image = _resize(read(index), image_size, resize, channels)
-            if augment is not None:
-                image = augment.example(image, tf.stack([tf.cast(seed, tf.int64), epoch, index]))
-            return image
-
+        epoch, index, _, key = tf.unstack(turn, 4)
         # A filler only completes the last batch of an epoch; `finish` cuts it off.
-        image = tf.cond(index < 0, lambda: tf.zeros(shape), picture)
+        image = tf.cond(index < 0, lambda: tf.zeros(shape), lambda: picture_of(index, epoch, key))
         label = label_of(tf.maximum(index, 0))
         return tf.ensure_shape(image, shape), label, turn
 
@@ -293,9 +292,10 @@ def dataset(
             return images, targets
         return images, targets, tf.linalg.matvec(targets, weights)
 
-    turns = _turns(n, batch_size, epochs, seed if shuffle else None).skip(first_step * batch_size)
+    turns = _turns(n, batch_size, epochs, seed if shuffle else None, sampling)
     batches = (
-        turns.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        turns.skip(first_step * batch_size)
+        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size, drop_remainder=True)
         .map(finish, num_parallel_calls=1, deterministic=True)
         .apply(tf.data.experimental.assert_cardinality(len(epochs) * per_epoch - first_step))
@@ -307,7 +307,40 @@ def dataset(
     return batches.with_options(options)
 
 
-_resize = resize  # `dataset` has an argument of that name
+_resize = resize  # `loader` has an argument of that name
+
+
+def loader(
+    content: Pictures,
+    image_size: tuple[int, int],
+    channels: int = 3,
+    resize: Resize = "squash",
+    seed: int = 0,
+    augment: Augment | None = None,
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Returns the graph function that makes of an example what the network gets of it.
+
+    Args:
+        content: The pictures.
+        image_size: Height and width, in pixels.
+        channels: Of what the function returns.
+        resize: How pictures of another shape are brought to `image_size`.
+        seed: First part of the keys for `augment`.
+        augment: Changes pictures after resizing.
+
+    Returns:
+        From the example's row, the epoch and the example's number in its key, all `int64 ()`, to
+        `float32 (height, width, channels)` in 0..255.
+    """
+    read = _reader(content, channels)
+
+    def picture(index: Tensor, epoch: Tensor, key: Tensor) -> Tensor:
+        image = _resize(read(index), image_size, resize, channels)
+        if augment is not None:
+            image = augment.example(image, tf.stack([tf.cast(seed, tf.int64), epoch, key]))
+        return image
+
+    return picture
 
 
 def _labeller(labels: ArrayLike, n: int, width: int) -> Callable[[Tensor], Tensor]:
@@ -325,18 +358,27 @@ def _labeller(labels: ArrayLike, n: int, width: int) -> Callable[[Tensor], Tenso
     return lambda index: tf.one_hot(classes[index], width)
 
 
-def _turns(n: int, batch_size: int, epochs: range, seed: int | None) -> tf.data.Dataset:
-    """Streams `int64 (3,)`: epoch, example or -1 for a filler, step; whole batches only."""
+def _turns(
+    n: int, batch_size: int, epochs: range, seed: int | None, sampling: Sampling | None
+) -> tf.data.Dataset:
+    """Streams `int64 (4,)`: epoch, example, step, the example's number in its key.
+
+    Whole batches only: the last one of an epoch is filled up with examples of number -1.
+    """
     step = np.arange(steps(n, batch_size) * batch_size, dtype=np.int64) // batch_size
 
     def one_epoch(epoch: NDArray[np.int64]) -> NDArray[np.int64]:
-        examples = np.full(len(step), -1, np.int64)
-        examples[:n] = np.arange(n) if seed is None else order(n, seed, int(epoch))
-        return np.stack([np.full_like(step, epoch), examples, step], axis=1)
+        examples = np.full((2, len(step)), -1, np.int64)
+        if seed is not None and sampling is not None:
+            drawn = sampling.draws(seed, int(epoch))
+            examples[:, :n] = drawn.rows, drawn.keys
+        else:
+            examples[:, :n] = np.arange(n) if seed is None else order(n, seed, int(epoch))
+        return np.stack([np.full_like(step, epoch), examples[0], step, examples[1]], axis=1)
 
     def rows(epoch: Tensor) -> tf.data.Dataset:
         table = tf.numpy_function(one_epoch, [epoch], tf.int64)
-        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(table, (len(step), 3)))
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(table, (len(step), 4)))
 
     return tf.data.Dataset.range(epochs.start, epochs.stop, epochs.step).flat_map(rows)
 
@@ -470,5 +512,5 @@ def _wrong_channels(wrong: Sequence[tuple[str, int | None]], channels: int) -> D
 
 __all__ = [
     "Arrays", "Augment", "Encoded", "Files", "Resize", "check_channels", "dataset", "decode",
-    "decode_bytes", "decode_file", "order", "resize", "steps", "upright",
+    "decode_bytes", "decode_file", "loader", "order", "resize", "steps", "upright",
 ]  # fmt: skip
