@@ -406,6 +406,9 @@ def _division(values: Values) -> Iterator[Mistake]:
         yield Mistake((("data", "split", "file"), ("train", "folds")), message)
 
 
+_WRITING_TASKS = ("text_to_text", "text_generation")
+
+
 def _folds(values: Values) -> Iterator[Mistake]:
     folds, fold = values("data", "split", "folds"), values("data", "split", "fold")
     path = ("data", "split", "fold")
@@ -423,6 +426,10 @@ def _folds(values: Values) -> Iterator[Mistake]:
         yield Mistake((("train", "folds"), ("data", "time_column")), message)
     if values("train", "hosts") > 1:
         yield Mistake((("train", "folds"), ("train", "hosts")), "folds run on one host")
+    task = values("task", "name")
+    if task in _WRITING_TASKS:
+        message = f"{task} writes texts, which cannot be averaged; set train.folds to 1"
+        yield Mistake((("train", "folds"), ("task", "name")), message)
 
 
 _CLASS_TASKS = ("image_classification", "text_classification", "text_pair_classification")

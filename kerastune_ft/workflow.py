@@ -79,6 +79,7 @@ def fit(
         KeyboardInterrupt: After what was trained has been saved; SIGTERM likewise ends in
             `SystemExit(143)`.
     """
+    assert recipe.train.folds == 1, "folds.fit cross-validates"
     console = console or Console(quiet=True)
     with interrupts.catching():
         if recipe.train.hosts > 1 and name is None:
@@ -186,7 +187,7 @@ def _carry_out(
     state: State | None,
     console: Console,
 ) -> None:
-    with _recorded(run, model, console):
+    with recorded(run, console, model):
         with devices_.scope():
             history = training.train(
                 model, recipe, splits, run, console, resume=state, machine=devices_
@@ -234,6 +235,27 @@ def _without_weights(recipe: Recipe, tag: str, run: Run) -> Recipe:
     return recipe.model_copy(update={"backbone": choice})
 
 
+def fold_of(recipe: Recipe, number: int) -> Recipe:
+    """Returns what trains one of the folds of a recipe, from 1; an ordinary recipe is its own."""
+    if recipe.train.folds == 1:
+        return recipe
+    split = recipe.data.split.model_copy(update={"folds": recipe.train.folds, "fold": number})
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"split": split}),
+            "train": recipe.train.model_copy(update={"folds": 1}),
+        }
+    )
+
+
+def settled(recipe: Recipe, console: Console) -> Recipe:
+    """Chooses devices, and returns the recipe with everything written out that weights decide."""
+    _prepare(recipe)
+    if TASKS[recipe.task.name].modality == "text":  # which says how long texts may be
+        _fetch_weights(recipe, console)
+    return resuming.expanded(resuming.resolved(recipe), _blocks(recipe))
+
+
 def plan(recipe: Recipe, console: Console) -> None:
     """Prints what `fit` would do: data, stages, trainable parameters, rates, steps.
 
@@ -246,7 +268,11 @@ def plan(recipe: Recipe, console: Console) -> None:
         console: Where to.
     """
     devices_ = _prepare(recipe, join=False)
-    recipe = resuming.resolved(recipe)
+    count, recipe = recipe.train.folds, fold_of(resuming.resolved(recipe), 1)
+    if count > 1:
+        console.print(
+            f"[bold]folds[/]    {count} trainings, each validated on another fold; the first one:"
+        )
     splits = read(recipe)
     showing.show_data(console, splits)
     training.check(recipe, splits)
@@ -264,6 +290,11 @@ def plan(recipe: Recipe, console: Console) -> None:
 
 def stages_text(recipe: Recipe) -> str:
     """Returns the stages of a recipe as YAML that can be put in place of its strategy."""
+    return recipes.dump_stages(resuming.expanded(recipe, _blocks(recipe)))
+
+
+def _blocks(recipe: Recipe) -> int:
+    """Returns how many blocks the network of a recipe has."""
     row = backbones.get(recipe.backbone.name)
     count = len(row.cuts)
     if row.language:
@@ -272,7 +303,7 @@ def stages_text(recipe: Recipe) -> str:
     elif not count:  # of a preset the blocks are found in its graph
         network = models.image_classifier(row.name, 2, weights="none")
         count = len(models.blocks(network)) - 1
-    return recipes.dump_stages(resuming.expanded(recipe, count))
+    return count
 
 
 def build(recipe: Recipe, splits: Splits) -> keras.Model:
@@ -384,19 +415,25 @@ def _new_run(
 
 
 @contextlib.contextmanager
-def _recorded(run: Run, model: keras.Model, console: Console) -> Iterator[None]:
-    """Saves what was trained however training ends, and says so in `status.json`."""
+def recorded(run: Run, console: Console, model: keras.Model | None = None) -> Iterator[None]:
+    """Saves what was trained however training ends, and says so in `status.json`.
+
+    Args:
+        run: Whose status is written.
+        console: Says what happened.
+        model: To save when training is interrupted; None if the run has none of its own.
+    """
     run.write_status("running")
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        console.print("stopping: saving what was trained ...")
-        training.save(model, run)
+        saved = ""
+        if model is not None:
+            console.print("stopping: saving what was trained ...")
+            training.save(model, run)
+            saved = f"; what was trained is saved in {run.model_path}"
         run.write_status("interrupted")
-        console.print(
-            f"interrupted; what was trained is saved in {escape(str(run.model_path))}; "
-            f"'kft resume {escape(str(run.path))}' goes on"
-        )
+        console.print(escape(f"interrupted{saved}; 'kft resume {run.path}' goes on"))
         raise
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what it did
@@ -493,6 +530,7 @@ def find_rates(
         KftError: On a user's mistake.
     """
     rate_finder.check(steps, lowest, highest)
+    recipe = fold_of(recipe, 1)
     alone = recipe.train.model_copy(update={"replicas": 1, "hosts": 1})
     recipe = resuming.resolved(recipe.model_copy(update={"train": alone}))
     _prepare(recipe)

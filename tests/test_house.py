@@ -41,7 +41,7 @@ LEVELS = [
     {"checks"},
     {"history"},
     {"rate_finder", "training"},
-    {"figures", "text_evaluation"},
+    {"ensembles", "figures", "text_evaluation"},
     {"evaluation"},
     {"text_predictions"},
     {"predictions", "showing"},

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft.data import splitting
+from kerastune_ft.data import folding, splitting
 from kerastune_ft.data.labels import (
     LABELS,
     Kind,
@@ -259,6 +259,18 @@ def survey(data: Data, kind: Kind = "class", modality: Modality = "image") -> Su
         official=table.official,
         groups=table.groups,
     )
+    if data.split.folds is not None:
+        names = None if kind in ("numbers", "text") else table.class_names
+        parts = folding.divide(
+            how.strata(labels),
+            parts,
+            folds=data.split.folds,
+            fold=data.split.fold,
+            seed=data.split.seed,
+            stratify=data.split.stratify,
+            groups=table.groups,
+            class_names=names,
+        )
     findings = table.findings
     if table.groups is not None:
         findings += splitting.shared_groups(table.groups, parts)
@@ -442,7 +454,7 @@ def _check_numbers(data: Data, table: Table, training: Labels) -> None:
 def _check_sizes(data: Data, table: Table, parts: NDArray[np.str_]) -> None:
     if not (parts == "train").any():
         raise DataError(f"{data.path}: nothing to train on{because(table)}.")
-    for name in ("validation", "test"):
+    for name in ("validation", "test") if data.split.folds is None else ("test",):
         if getattr(data.split, name) > 0 and not (parts == name).any():
             raise DataError(
                 f"{data.path}: {len(parts):,} {table.noun} are too few for a {name} split"
