@@ -19,7 +19,7 @@ from kerastune_ft.data import splitting
 from kerastune_ft.data.tables import first_few
 from kerastune_ft.errors import DataError
 
-_TRIED = 300  # units of either side of a swap that frees a class
+_TRIED = 60  # units of either side of an exchange that frees a class
 
 
 def divide(
@@ -149,47 +149,42 @@ def _free(
     folds: int,
     seed: int,
 ) -> None:
-    """Lets units change places, in `found`, while a class is in one fold alone.
+    """Lets units change folds, in `found`, while a class is in one fold alone.
 
-    Iterative stratification hardly ever leaves one so: where rarer classes took all of its
-    examples with them.
+    That is rare: where rarer classes took all of its examples with them, or large groups did.
+    Single examples change places, so that folds keep their sizes; groups may also move.
     """
     holds = _holds(columns, owners)[:, :-1]
+    several = (holds > 0).sum(axis=0) > 1
     chosen = np.empty(len(holds), np.int64)
     chosen[owners] = found
     mixed = np.random.default_rng(seed).permutation(len(holds))
-    while True:
-        filled = np.stack([holds[chosen == fold].sum(axis=0) for fold in range(folds)])
-        bound = ((filled > 0).sum(axis=0) == 1) & ((holds > 0).sum(axis=0) > 1)
-        swap = _swap(holds, chosen, filled, bound, mixed)
-        if swap is None:
-            break
-        one, other = swap
-        chosen[one], chosen[other] = chosen[other], chosen[one]
+    alone = len(holds) == len(owners)
+
+    def bound(units: NDArray[np.int64]) -> NDArray[np.bool_]:
+        filled = np.stack([holds[units == fold].sum(axis=0) for fold in range(folds)])
+        return np.asarray(((filled > 0).sum(axis=0) == 1) & several)
+
+    def better() -> NDArray[np.int64] | None:
+        now = bound(chosen)
+        for name in np.flatnonzero(now):
+            inside = mixed[holds[mixed, name] > 0][:_TRIED]
+            here = chosen[inside[0]]
+            outside = mixed[chosen[mixed] != here][:_TRIED]
+            for one in inside:
+                for other in outside:
+                    for moves in (False,) if alone else (False, True):
+                        after = chosen.copy()
+                        after[one] = chosen[other]
+                        if not moves:
+                            after[other] = here
+                        if (after == here).any() and bound(after).sum() < now.sum():
+                            return after
+        return None
+
+    while (after := better()) is not None:
+        chosen = after
     found[:] = chosen[owners]
-
-
-def _swap(
-    holds: NDArray[np.float64],
-    chosen: NDArray[np.int64],
-    filled: NDArray[np.float64],
-    bound: NDArray[np.bool_],
-    mixed: NDArray[np.int64],
-) -> tuple[int, int] | None:
-    """Returns two units whose exchange leaves fewer classes in one fold alone, None if none do."""
-    several = (holds > 0).sum(axis=0) > 1
-    for name in np.flatnonzero(bound):
-        inside = mixed[holds[mixed, name] > 0][:_TRIED]
-        outside = mixed[chosen[mixed] != chosen[inside[0]]][:_TRIED]
-        for one in inside:
-            for other in outside:
-                after = filled.copy()
-                after[chosen[one]] += holds[other] - holds[one]
-                after[chosen[other]] += holds[one] - holds[other]
-                still = ((after > 0).sum(axis=0) == 1) & several
-                if still.sum() < bound.sum():
-                    return int(one), int(other)
-    return None
 
 
 def _columns(strata: NDArray[Any]) -> NDArray[np.bool_]:
