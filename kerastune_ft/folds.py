@@ -165,7 +165,9 @@ def _average(run: Run, recipe: Recipe) -> dict[str, Any]:
     splits, folds = predictions.pooled(recipe), predictions.members(run, recipe)
     resuming.check_same_data(run, splits)
     pool, how = splits.train, EVALUATORS[recipe.task.name]
-    said, numbers = predictions.out_of_fold(folds, recipe, pool, splits.outputs)
+    said, numbers, of_test = predictions.out_of_fold(
+        folds, recipe, pool, splits.outputs, splits.test
+    )
     found = evaluation.score(said, recipe, pool, splits.outputs, tune=True)
     rows = [{"fold": fold, **row} for fold, row in zip(numbers, found.rows, strict=True)]
     run.write_table(run.out_of_fold_path, rows)
@@ -175,8 +177,7 @@ def _average(run: Run, recipe: Recipe) -> dict[str, Any]:
     name = "out of fold"
     if len(splits.test):
         name = "test"
-        said = predictions.together(folds, recipe, splits.test, splits.outputs)
-        found = evaluation.score(said, recipe, splits.test, found.outputs)
+        found = evaluation.score(of_test, recipe, splits.test, found.outputs)
         scores["test"] = found.scores
         run.write_table(run.predictions_path, found.rows)
     each = [fold.read_json("scores") for fold in folds]
@@ -199,9 +200,7 @@ def _average(run: Run, recipe: Recipe) -> dict[str, Any]:
 def _spread(scores: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns mean and standard deviation, of a sample, of every figure that all folds have."""
     names = [
-        name
-        for name in scores[0]
-        if all(isinstance(row.get(name), int | float) and row[name] is not True for row in scores)
+        name for name in scores[0] if all(type(row.get(name)) in (int, float) for row in scores)
     ]
     return {
         name: {

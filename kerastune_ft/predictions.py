@@ -132,49 +132,58 @@ def members(run: Run, recipe: Recipe) -> tuple[Run, ...]:
 
 def together(folds: Sequence[Run], recipe: Recipe, split: Split, outputs: Outputs) -> Any:
     """Returns what the models of all folds say together of a split; one is loaded at a time."""
-    said = []
-    for fold in folds:
-        model = load_model(fold)
-        said.append(evaluation.answers(model, recipe, _tokenized(fold, recipe, split), outputs))
+    said = [_answers(fold, load_model(fold), recipe, split, outputs) for fold in folds]
     return ensembles.joint(said, EVALUATORS[recipe.task.name].average)
 
 
 def out_of_fold(
-    folds: Sequence[Run], recipe: Recipe, split: Split, outputs: Outputs
-) -> tuple[Any, list[int]]:
-    """Returns what is said of each example by the model that it validated, and in which fold.
+    folds: Sequence[Run], recipe: Recipe, pool: Split, outputs: Outputs, test: Split | None = None
+) -> tuple[Any, list[int], Any]:
+    """Returns what is said of each example by the model that it validated.
 
     Args:
         folds: All of them.
         recipe: Of the whole run.
-        split: Every example that is not test.
+        pool: Every example that is not test.
         outputs: What the models return.
+        test: What all models are asked about besides, so that each is loaded once.
+
+    Returns:
+        Answers; the fold of each example, from 1; and what all say together of `test`.
 
     Raises:
         RunError: If the folds are not those of these examples.
     """
-    row_of = {name: row for row, name in enumerate(split.names)}
-    said: list[Any] = [None] * len(split)
-    numbers = [0] * len(split)
+    row_of = {name: row for row, name in enumerate(pool.names)}
+    said: list[Any] = [None] * len(pool)
+    numbers = [0] * len(pool)
+    of_test = []
     for number, fold in enumerate(folds, 1):
         names, _, parts = splitting.read_splits(fold.splits_path)
         held = [name for name, part in zip(names, parts, strict=True) if part == "validation"]
         if not row_of.keys() >= set(held):
             raise RunError(f"'{fold.splits_path}' is not of these data; restore it.")
         rows = np.sort(np.asarray([row_of[name] for name in held], np.int64))
-        part = Split(
-            "validation",
-            tuple(split.names[row] for row in rows),
-            split.labels[rows],
-            split.content.take(rows),
+        part = replace(
+            pool,
+            names=tuple(pool.names[row] for row in rows),
+            labels=pool.labels[rows],
+            content=pool.content.take(rows),
         )
-        part = _tokenized(fold, recipe, part)
-        found = evaluation.answers(load_model(fold), recipe, part, outputs)
-        for row, answer in zip(rows, found, strict=True):
+        model = load_model(fold)
+        for row, answer in zip(rows, _answers(fold, model, recipe, part, outputs), strict=True):
             said[row], numbers[row] = answer, number
+        if test is not None and len(test):
+            of_test.append(_answers(fold, model, recipe, test, outputs))
     if not all(numbers):
         raise RunError("the folds leave examples out; restore their splits.csv.")
-    return (said if EVALUATORS[recipe.task.name].places else np.stack(said)), numbers
+    how = EVALUATORS[recipe.task.name]
+    joint = ensembles.joint(of_test, how.average) if of_test else None
+    return (said if how.places else np.stack(said)), numbers, joint
+
+
+def _answers(fold: Run, model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs) -> Any:
+    return evaluation.answers(model, recipe, _tokenized(fold, recipe, split), outputs)
 
 
 def pooled(recipe: Recipe) -> Splits:

@@ -518,12 +518,13 @@ def _monitor(values: Values) -> Iterator[Mistake]:
         return
     for place in _stoppings(values):
         with suppress(UnknownError):
-            if (monitor := values(*(path := (*place, "monitor")))).startswith("val_"):
+            monitor = values(*place, "monitor")
+            if monitor.startswith("val_"):
                 message = (
                     f"early stopping monitors '{monitor}', but data.split.validation is 0; monitor "
                     "'loss' or 'accuracy', or set train.early_stopping to null"
                 )
-                yield Mistake((path, ("data", "split", "validation")), message)
+                yield Mistake(((*place, "monitor"), ("data", "split", "validation")), message)
 
 
 _TASK_PATH: KeyPath = ("task", "name")

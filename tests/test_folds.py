@@ -14,10 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import test_text_tasks
 from conftest import write_photos
 from test_cli import ENVIRONMENT, KFT, kft, refused, rows_of
 
-from kerastune_ft import data, ensembles, evaluation, predictions
+from kerastune_ft import data, ensembles, evaluation, folds, predictions
 from kerastune_ft import recipe as recipes
 from kerastune_ft.data import folding, images, splitting
 from kerastune_ft.data.labels import LABELS
@@ -272,6 +273,7 @@ def setting(tmp_path_factory, weights_file):
         env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
     for said in ("fold 1 of 3", "fold 3 of 3", "out of fold accuracy", "each alone on test"):
         assert said in done.stdout
     return folder
@@ -428,6 +430,68 @@ def test_nothing_is_left_behind_where_a_class_is_too_rare(setting, tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+# other tasks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task", ["text_multilabel", "text_regression", "text_classification", "token_classification"]
+)
+def test_every_task_is_averaged_over_its_folds(tmp_path, task):
+    path = test_text_tasks.write(tmp_path / "a.jsonl", task)
+    recipe = test_text_tasks.make_recipe(path, task, train={"folds": 2})
+    run = folds.fit(recipe, runs_dir=tmp_path / "runs", name="one")
+    scores = run.read_json("scores")
+    _, split, found = predictions.evaluate(run)
+    assert split.name == "test"
+    assert found.scores == scores["test"]
+    assert scores["validation"]["examples"] + scores["test"]["examples"] == 96
+    rows = rows_of(run.predictions_path)
+    each = [rows_of(run.fold(number).predictions_path) for number in (1, 2)]
+    figures = [key for key in rows[0] if key.startswith(("p:", "predicted:"))]
+    assert figures or task == "token_classification"
+    for row, one, other in zip(rows, *each, strict=True):
+        assert row["text"] == one["text"] == other["text"]
+        for key in figures:
+            mean = (float(one[key]) + float(other[key])) / 2
+            assert float(row[key]) == pytest.approx(mean, rel=1e-4, abs=2e-6)
+    if task == "text_multilabel":
+        seen = rows_of(run.out_of_fold_path)
+        record = run.read_json("thresholds")["classes"]
+        for name in run.read_json("data")["class_names"]:
+            true = np.array([name in row["true"].split("; ") for row in seen])
+            shares = np.array([float(row[f"p:{name}"]) for row in seen])
+            expected = evaluation.best_threshold(true, shares)
+            assert record[name]["threshold"] == pytest.approx(expected, abs=2e-6)
+            assert scores["test"]["per_class"][name]["threshold"] == record[name]["threshold"]
+    said = list(predictions.predict(run, [path]))
+    assert len(said) == 96
+    assert not any(row["error"] for row in said)
+    if figures:
+        by_text = {row["text"]: row for row in rows}
+        asked = [row for row in said if row["text"] in by_text]
+        assert len(asked) >= len(by_text)
+        for row in asked:
+            for key in figures:
+                assert row[key] == pytest.approx(
+                    float(by_text[row["text"]][key]), rel=1e-3, abs=1e-5
+                )
+
+
+@pytest.mark.slow
+def test_without_a_test_split_every_example_is_scored_out_of_fold(tmp_path):
+    path = test_text_tasks.write(tmp_path / "a.jsonl", "text_multilabel", n=48)
+    settings = {"train": {"folds": 2}, "data": {"split": {"test": 0, "validation": 0}}}
+    recipe = test_text_tasks.make_recipe(path, "text_multilabel", epochs=1, **settings)
+    run = folds.fit(recipe, runs_dir=tmp_path / "runs", name="one")
+    scores = run.read_json("scores")
+    assert "test" not in scores
+    assert scores["validation"]["examples"] == 48
+    _, split, found = predictions.evaluate(run)
+    assert split.name == "validation"
+    assert found.scores == scores["validation"]
+
+
 # going on
 
 
@@ -467,6 +531,7 @@ def wait_for(process, *paths):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_interrupted_in_the_second_fold_it_goes_on_there(setting, whole):
     process = start(setting, "signal")
     run = Run(setting / "runs" / "signal")
