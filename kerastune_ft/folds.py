@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from kerastune_ft import (
     devices,
+    ensembles,
     evaluation,
     interrupts,
     predictions,
@@ -137,7 +138,7 @@ def _begin(run: Run, recipe: Recipe, console: Console) -> Recipe:
 def _carry_out(run: Run, recipe: Recipe, console: Console) -> None:
     """Trains the folds that are not finished, then averages."""
     count = recipe.train.folds
-    with workflow.recorded(run, console):
+    with ensembles.untold(), workflow.recorded(run, console):
         for number in range(1, count + 1):
             fold = run.fold(number)
             if fold.state == "finished":

@@ -183,7 +183,8 @@ def out_of_fold(
 
 
 def _answers(fold: Run, model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs) -> Any:
-    return evaluation.answers(model, recipe, _tokenized(fold, recipe, split), outputs)
+    with ensembles.untold():
+        return evaluation.answers(model, recipe, _tokenized(fold, recipe, split), outputs)
 
 
 def pooled(recipe: Recipe) -> Splits:
@@ -260,7 +261,8 @@ def predict(
                 pictures.append(str(error))
         good = [picture for picture in pictures if not isinstance(picture, str)]
         # One shape for every batch but the last, so that Keras traces once.
-        raw = [np.asarray(model.predict(np.stack(good), verbose=0)) for model in loaded if good]
+        with ensembles.untold():
+            raw = [np.asarray(model.predict(np.stack(good), verbose=0)) for model in loaded if good]
         said = iter(how.activate(ensembles.joint(raw, how.average)) if good else ())
         for path, picture in zip(names, pictures, strict=True):
             if isinstance(picture, str):

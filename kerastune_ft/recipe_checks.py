@@ -512,7 +512,7 @@ def _devices(values: Values) -> Iterator[Mistake]:
 
 
 def _monitor(values: Values) -> Iterator[Mistake]:
-    # Folders, CSV files and TensorFlow Datasets may bring a validation split of their own.
+    # Others may bring a validation split of their own, and folds make one.
     folds = values("train", "folds") > 1 or values("data", "split", "folds")
     if folds or values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
         return
@@ -520,10 +520,8 @@ def _monitor(values: Values) -> Iterator[Mistake]:
         with suppress(UnknownError):
             monitor = values(*place, "monitor")
             if monitor.startswith("val_"):
-                message = (
-                    f"early stopping monitors '{monitor}', but data.split.validation is 0; monitor "
-                    "'loss' or 'accuracy', or set train.early_stopping to null"
-                )
+                message = f"early stopping monitors '{monitor}', but data.split.validation is 0; "
+                message += "monitor 'loss' or 'accuracy', or set train.early_stopping to null"
                 yield Mistake(((*place, "monitor"), ("data", "split", "validation")), message)
 
 

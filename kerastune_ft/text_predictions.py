@@ -103,7 +103,8 @@ def predict(
         words = tuple(row.words or tuple(row.shown["text"].split()) for row in rows)
         tags = TASKS[recipe.task.name].labels == "tags"
         held = Texts(first, pairs, words if tags else None)
-        found = _say(readers, recipe, outputs, held)
+        with ensembles.untold():
+            found = _say(readers, recipe, outputs, held)
         said = dict(zip(usable, found, strict=True))
     nothing: dict[str, Any] = dict.fromkeys(next(iter(said.values()), {"predicted": None}))
     for i, row in enumerate(asked):
