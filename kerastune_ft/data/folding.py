@@ -161,29 +161,34 @@ def _free(
     mixed = np.random.default_rng(seed).permutation(len(holds))
     alone = len(holds) == len(owners)
 
-    def bound(units: NDArray[np.int64]) -> NDArray[np.bool_]:
-        filled = np.stack([holds[units == fold].sum(axis=0) for fold in range(folds)])
+    def bound(filled: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.asarray(((filled > 0).sum(axis=0) == 1) & several)
 
-    def better() -> NDArray[np.int64] | None:
-        now = bound(chosen)
+    def change() -> tuple[int, int, bool] | None:
+        """Returns two units and whether both move, such that fewer classes are in one fold."""
+        filled = np.stack([holds[chosen == fold].sum(axis=0) for fold in range(folds)])
+        now = bound(filled)
         for name in np.flatnonzero(now):
             inside = mixed[holds[mixed, name] > 0][:_TRIED]
             here = chosen[inside[0]]
             outside = mixed[chosen[mixed] != here][:_TRIED]
             for one in inside:
                 for other in outside:
-                    for moves in (False,) if alone else (False, True):
-                        after = chosen.copy()
-                        after[one] = chosen[other]
-                        if not moves:
-                            after[other] = here
-                        if (after == here).any() and bound(after).sum() < now.sum():
-                            return after
+                    for both in (True,) if alone else (True, False):
+                        gone = holds[one] - both * holds[other]
+                        after = filled.copy()
+                        after[here] -= gone
+                        after[chosen[other]] += gone
+                        if bound(after).sum() < now.sum():
+                            return int(one), int(other), both
         return None
 
-    while (after := better()) is not None:
-        chosen = after
+    while (found_ := change()) is not None:
+        one, other, both = found_
+        here, there = chosen[one], chosen[other]
+        chosen[one] = there
+        if both:
+            chosen[other] = here
     found[:] = chosen[owners]
 
 
