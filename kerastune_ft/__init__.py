@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kerastune_ft import callbacks, losses, optimizers
     from kerastune_ft.errors import KftError
+    from kerastune_ft.folds import fit
     from kerastune_ft.generation import write_texts
     from kerastune_ft.models import (
         Block,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         text_to_text,
         token_classifier,
     )
-    from kerastune_ft.workflow import fit
 
 __version__ = "0.1.0"
 
@@ -51,7 +51,7 @@ _HOMES = {
     "blocks": "models",
     "callbacks": "callbacks",
     "evaluate": "predictions",
-    "fit": "workflow",
+    "fit": "folds",
     "freeze": "models",
     "image_classifier": "models",
     "image_multilabel": "models",

@@ -100,9 +100,11 @@ def fit(
     loaded = recipes.load(recipe, overrides)
     signal.signal(signal.SIGTERM, terminal.terminated)
     console = terminal.console()
-    workflow = terminal.workflow()
+    terminal.workflow()
+    from kerastune_ft import folds
+
     default = recipe.parent.name if recipe.stem == "recipe" else recipe.stem
-    workflow.fit(
+    folds.fit(
         loaded, runs_dir=runs_dir, name=name, default_name=default, console=console, resume=resume
     )
 
@@ -113,7 +115,10 @@ def resume(run: Path) -> None:
     """Goes on with a RUN that was killed or interrupted, from its last checkpoint."""
     signal.signal(signal.SIGTERM, terminal.terminated)
     console = terminal.console()
-    terminal.workflow().resume(run, console)
+    terminal.workflow()
+    from kerastune_ft import folds
+
+    folds.resume(run, console)
 
 
 @main.command()
@@ -213,7 +218,7 @@ def predict(
         _say(f"{good} predictions written to {output}")
     if failed:
         what = "file is not a readable picture" if len(failed) == 1 else "files are not pictures"
-        if opened.tokenizer_path.is_file():
+        if opened.reads_texts:
             verb = "text is" if len(failed) == 1 else "texts are"
             what = f"{verb} empty or cannot be read"
         shown = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
@@ -387,7 +392,10 @@ def find_rates(
     if not os.access(output, os.W_OK | os.X_OK):
         raise KftError(f"--output: nothing can be written in a folder '{output}'.")
     console = terminal.console()
-    curves = terminal.workflow().find_rates(
+    terminal.workflow()
+    from kerastune_ft import range_tests
+
+    curves = range_tests.find_rates(
         loaded,
         console,
         stage=stage,

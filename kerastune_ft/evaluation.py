@@ -20,10 +20,11 @@ import keras
 import numpy as np
 from sklearn import metrics
 
-from kerastune_ft import figures, text_evaluation
+from kerastune_ft import ensembles, figures, text_evaluation
 from kerastune_ft.data import feeding
 from kerastune_ft.data.labels import join
-from kerastune_ft.data.texts import Tokens
+from kerastune_ft.data.texts import Texts, Tokens
+from kerastune_ft.ensembles import label_probabilities, probabilities
 from kerastune_ft.tasks import TASKS, Outputs, mae_scale
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Evaluator:
 
     Args:
         activate: Makes of what the model returns probabilities, or numbers.
+        average: Makes of several models' answers what they say together; None of texts.
         targets: Makes of a split's labels what the loss takes, given the number of outputs.
         tune: Sets thresholds by labels and probabilities.
         score: The task's figures, from labels, probabilities or numbers, and outputs.
@@ -95,6 +97,7 @@ class Evaluator:
     """
 
     activate: Callable[[np.ndarray], np.ndarray]
+    average: Callable[[Sequence[Any]], Any] | None
     targets: Callable[[np.ndarray, int], np.ndarray]
     tune: Callable[[np.ndarray, np.ndarray, Outputs], Outputs]
     score: Callable[[np.ndarray, np.ndarray, Outputs], Scores]
@@ -128,23 +131,54 @@ def evaluate(
         tune: Whether to set the thresholds by this split first, where the task has some.
         tuned_here: Whether those of `outputs` were set by this split before.
     """
-    how = EVALUATORS[recipe.task.name]
-    if how.places:
+    if EVALUATORS[recipe.task.name].places:
         found = text_evaluation.evaluate_places(model, recipe, split, outputs)
         return Evaluation(*found, outputs=outputs)
-    width = len(outputs.names)
-    dataset = feeding.dataset(split, recipe, width)
+    said = answers(model, recipe, split, outputs)
+    return score(said, recipe, split, outputs, tune=tune, tuned_here=tuned_here)
+
+
+def answers(model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs) -> Any:
+    """Returns what a model says of each example of a split, in their order.
+
+    Logits or numbers `float32 (n, outputs)`; of words, a list of `float64 (words, classes)`.
+    """
+    if EVALUATORS[recipe.task.name].places:
+        assert isinstance(split.content, Tokens), type(split.content)
+        return text_evaluation.word_logits(model, split.content)
+    dataset = feeding.dataset(split, recipe, len(outputs.names))
     raw = np.asarray(model.predict(dataset.map(lambda inputs, labels: inputs), verbose=0))
     order = feeding.plain_order(split)
     if order is not None:
         raw[order] = raw.copy()
-    true, predicted = np.asarray(split.labels), how.activate(raw)
+    return raw
+
+
+def score(
+    said: Any,
+    recipe: Recipe,
+    split: Split,
+    outputs: Outputs,
+    *,
+    tune: bool = False,
+    tuned_here: bool = False,
+) -> Evaluation:
+    """Scores answers as `evaluate` does.
+
+    Args:
+        said: From `answers`, or an evaluator's `average` of several.
+    """
+    how = EVALUATORS[recipe.task.name]
+    if how.places:
+        return Evaluation(*text_evaluation.score_words(said, split, outputs), outputs=outputs)
+    width = len(outputs.names)
+    true, predicted = np.asarray(split.labels), how.activate(said)
     loss = TASKS[recipe.task.name].loss(recipe.task, outputs, None)
     if tune:
         outputs = how.tune(true, predicted, outputs)
     scores = {
         "examples": len(true),
-        "loss": float(loss(how.targets(true, width), raw)),
+        "loss": float(loss(how.targets(true, width), said)),
         **({_TUNED_HERE: True} if outputs.thresholds and (tune or tuned_here) else {}),
         **how.score(true, predicted, outputs),
     }
@@ -157,9 +191,9 @@ def evaluate(
 
 def _named(split: Split) -> list[Row]:
     """Returns what tells the examples of a split apart: the path, or the texts."""
-    if not isinstance(split.content, Tokens):
+    if not isinstance(split.content, Tokens | Texts):
         return [{"path": name} for name in split.names]
-    held = split.content.texts
+    held = split.content.texts if isinstance(split.content, Tokens) else split.content
     rows: list[Row] = []
     for name, text, other in zip(
         split.names, held.first, held.second or (None,) * len(held), strict=True
@@ -167,19 +201,6 @@ def _named(split: Split) -> list[Row]:
         pair = {} if other is None else {"pair": other}
         rows.append({"row": name.rpartition("#")[0], "text": text, **pair})
     return rows
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Returns the softmax of `float (n, classes)` logits, computed in double precision."""
-    shifted = np.exp(logits.astype("float64") - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
-def label_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Returns the sigmoid of `float (n, labels)` logits, computed in double precision."""
-    from scipy import special
-
-    return np.asarray(special.expit(logits.astype("float64")))
 
 
 def best_threshold(true: np.ndarray, shares: np.ndarray) -> float:
@@ -457,6 +478,7 @@ def _short(number: float, digits: int = 8) -> float:
 EVALUATORS: dict[str, Evaluator] = {
     "image_classification": Evaluator(
         activate=probabilities,
+        average=ensembles.mean_logits,
         targets=_one_hot,
         tune=_untuned,
         score=_score_class,
@@ -480,6 +502,7 @@ EVALUATORS: dict[str, Evaluator] = {
     ),
     "image_multilabel": Evaluator(
         activate=label_probabilities,
+        average=ensembles.mean_label_logits,
         targets=_as_float32,
         tune=_tuned,
         score=_score_labels,
@@ -505,6 +528,7 @@ EVALUATORS: dict[str, Evaluator] = {
     ),
     "image_regression": Evaluator(
         activate=_numbers,
+        average=ensembles.mean_numbers,
         targets=_as_float32,
         tune=_untuned,
         score=_score_numbers,
@@ -545,6 +569,7 @@ EVALUATORS |= {
     "text_regression": _of_texts(EVALUATORS["image_regression"]),
     "token_classification": _of_texts(
         _BY_CLASS,
+        average=ensembles.mean_word_logits,
         headline=text_evaluation.headline_tags,
         meanings={
             "scores": "loss, F1 of entities, precision, recall",
@@ -558,6 +583,7 @@ EVALUATORS |= {
         ("text_to_text", "text_generation"),
         _of_texts(
             _BY_CLASS,
+            average=None,
             headline=text_evaluation.headline_written,
             columns=(),
             meanings={

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from kerastune_ft import data, evaluation, text_models, text_predictions
+from kerastune_ft import data, ensembles, evaluation, text_models, text_predictions
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
-from kerastune_ft.data import Split, images, tables, tokenizing
+from kerastune_ft.data import Split, Splits, images, splitting, tables, tokenizing
 from kerastune_ft.errors import DataError, KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS, Evaluation
 from kerastune_ft.recipe import Recipe
@@ -41,6 +41,11 @@ def load_model(run: Run | str | Path) -> keras.Model:
     """
     if not isinstance(run, Run):
         run = Run.open(run)
+    if run.folds_path.is_dir():
+        raise RunError(
+            f"run '{run.path}' has no model of its own, but one for every fold; take one of them, "
+            f"such as '{run.fold(1).path}'."
+        )
     if not run.model_path.is_file():
         raise RunError(f"run '{run.path}' has no model yet; it is {run.state}.")
     try:
@@ -61,8 +66,11 @@ def load_model(run: Run | str | Path) -> keras.Model:
 def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluation]:
     """Scores a run's model on its test split, or on other data.
 
+    Of a cross-validated run, the models of all folds answer together; without a test split, each
+    example is scored by the model that did not see it.
+
     Args:
-        run: A run with a model.
+        run: A run with a model, or with folds.
         path: A CSV file with the run's columns or, where the task is one class per picture, a
             folder of class sub-folders. All of it is scored or, if it has splits of its own, its
             test split. `None` for the run's own test split (its validation split if it has no
@@ -77,17 +85,113 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
         RunError: If a document of the run or its model is missing or damaged.
     """
     recipe, outputs = contract(run)
+    folds = members(run, recipe) if recipe.train.folds > 1 else ()
     split = _own_split(run, recipe) if path is None else _other_data(recipe, path, outputs)
-    tokenizer = tokenizer_of(run)
-    if tokenizer is not None:
-        tokens, was_cut = tokenizing.tokens_of(split, tokenizer, recipe)
-        cut = [name for name, cut in zip(split.names, was_cut, strict=True) if cut]
-        findings = split.findings + tokenizing.cut_finding(cut, len(split), recipe)
-        split = replace(split, content=tokens, findings=findings)
     tuned_here = path is None and split.name == "validation"
+    if tuned_here and folds:
+        said = out_of_fold(folds, recipe, split, outputs)[0]
+        return recipe, split, evaluation.score(said, recipe, split, outputs, tuned_here=True)
+    if folds:
+        said = together(folds, recipe, split, outputs)
+        split = _tokenized(folds[0], recipe, split)
+        return recipe, split, evaluation.score(said, recipe, split, outputs)
+    split = _tokenized(run, recipe, split)
     model = load_model(run)
     found = evaluation.evaluate(model, recipe, split, outputs, tuned_here=tuned_here)
     return recipe, split, found
+
+
+def _tokenized(run: Run, recipe: Recipe, split: Split) -> Split:
+    """Returns a split of texts as a run reads them, with a finding about those that are cut."""
+    tokenizer = tokenizer_of(run)
+    if tokenizer is None:
+        return split
+    tokens, was_cut = tokenizing.tokens_of(split, tokenizer, recipe)
+    cut = [name for name, cut in zip(split.names, was_cut, strict=True) if cut]
+    findings = split.findings + tokenizing.cut_finding(cut, len(split), recipe)
+    return replace(split, content=tokens, findings=findings)
+
+
+def members(run: Run, recipe: Recipe) -> tuple[Run, ...]:
+    """Returns the runs whose models answer together: a run's folds, or the run alone.
+
+    Raises:
+        RunError: If a fold is not finished.
+    """
+    if recipe.train.folds == 1:
+        return (run,)
+    folds = tuple(run.fold(number) for number in range(1, recipe.train.folds + 1))
+    for fold in folds:
+        if fold.state != "finished":
+            raise RunError(
+                f"run '{run.path}': fold {fold.name} is not finished; 'kft resume {run.path}' goes "
+                "on with it."
+            )
+    return folds
+
+
+def together(folds: Sequence[Run], recipe: Recipe, split: Split, outputs: Outputs) -> Any:
+    """Returns what the models of all folds say together of a split; one is loaded at a time."""
+    said = [_answers(fold, load_model(fold), recipe, split, outputs) for fold in folds]
+    return ensembles.joint(said, EVALUATORS[recipe.task.name].average)
+
+
+def out_of_fold(
+    folds: Sequence[Run], recipe: Recipe, pool: Split, outputs: Outputs, test: Split | None = None
+) -> tuple[Any, list[int], Any]:
+    """Returns what is said of each example by the model that it validated.
+
+    Args:
+        folds: All of them.
+        recipe: Of the whole run.
+        pool: Every example that is not test.
+        outputs: What the models return.
+        test: What all models are asked about besides, so that each is loaded once.
+
+    Returns:
+        Answers; the fold of each example, from 1; and what all say together of `test`.
+
+    Raises:
+        RunError: If the folds are not those of these examples.
+    """
+    row_of = {name: row for row, name in enumerate(pool.names)}
+    said: list[Any] = [None] * len(pool)
+    numbers = [0] * len(pool)
+    of_test = []
+    for number, fold in enumerate(folds, 1):
+        names, _, parts = splitting.read_splits(fold.splits_path)
+        held = [name for name, part in zip(names, parts, strict=True) if part == "validation"]
+        if not row_of.keys() >= set(held):
+            raise RunError(f"'{fold.splits_path}' is not of these data; restore it.")
+        rows = np.sort(np.asarray([row_of[name] for name in held], np.int64))
+        part = replace(
+            pool,
+            names=tuple(pool.names[row] for row in rows),
+            labels=pool.labels[rows],
+            content=pool.content.take(rows),
+        )
+        model = load_model(fold)
+        for row, answer in zip(rows, _answers(fold, model, recipe, part, outputs), strict=True):
+            said[row], numbers[row] = answer, number
+        if test is not None and len(test):
+            of_test.append(_answers(fold, model, recipe, test, outputs))
+    if not all(numbers):
+        raise RunError("the folds leave examples out; restore their splits.csv.")
+    how = EVALUATORS[recipe.task.name]
+    joint = ensembles.joint(of_test, how.average) if of_test else None
+    return (said if how.places else np.stack(said)), numbers, joint
+
+
+def _answers(fold: Run, model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs) -> Any:
+    with ensembles.untold():
+        return evaluation.answers(model, recipe, _tokenized(fold, recipe, split), outputs)
+
+
+def pooled(recipe: Recipe) -> Splits:
+    """Reads the data of a cross-validated run: what is not test is its training split."""
+    split = recipe.data.split.model_copy(update={"folds": recipe.train.folds, "fold": None})
+    task = TASKS[recipe.task.name]
+    return data.load(recipe.data.model_copy(update={"split": split}), task.labels, task.modality)
 
 
 def tokenizer_of(run: Run) -> Tokenizer | None:
@@ -113,8 +217,10 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Predicts pictures or texts, one after the other, in batches.
 
+    Of a cross-validated run, the models of all folds answer together.
+
     Args:
-        run: A run with a model.
+        run: A run with a model, or with folds.
         paths: Files, or folders whose files are taken in order of their names. Of texts: tables
             with the columns of the run's data, or files with a text per line.
         texts: Texts themselves.
@@ -129,17 +235,18 @@ def predict(
     """
     recipe, outputs = contract(run)
     how = EVALUATORS[recipe.task.name]
+    runs = members(run, recipe)
     if TASKS[recipe.task.name].modality == "text":
-        model, tokenizer = load_model(run), tokenizer_of(run)
+        readers = [(load_model(member), tokenizer_of(member)) for member in runs]
         files = list(_files(paths))
-        yield from text_predictions.predict(model, recipe, outputs, tokenizer, files, texts)
+        yield from text_predictions.predict(readers, recipe, outputs, files, texts)
         return
     if texts:
         raise DataError("--text: this run's model sees pictures; give files or folders.")
     found = list(_files(paths))
     if not found:
         raise DataError("nothing to predict: expected at least one file or a folder with files.")
-    model = load_model(run)
+    loaded = [load_model(member) for member in runs]
     size, channels = recipe.backbone.side, recipe.backbone.channels
     nothing: dict[str, Any] = dict.fromkeys(how.says(np.zeros(len(outputs.names)), outputs))
     for start in range(0, len(found), recipe.data.batch_size):
@@ -154,9 +261,9 @@ def predict(
                 pictures.append(str(error))
         good = [picture for picture in pictures if not isinstance(picture, str)]
         # One shape for every batch but the last, so that Keras traces once.
-        said = iter(
-            how.activate(np.asarray(model.predict(np.stack(good), verbose=0))) if good else ()
-        )
+        with ensembles.untold():
+            raw = [np.asarray(model.predict(np.stack(good), verbose=0)) for model in loaded if good]
+        said = iter(how.activate(ensembles.joint(raw, how.average)) if good else ())
         for path, picture in zip(names, pictures, strict=True):
             if isinstance(picture, str):
                 yield {"path": str(path), **nothing, "error": picture}
@@ -200,7 +307,8 @@ def _read(run: Run, name: Document, content: Callable[[Mapping[str, Any]], _Cont
 
 def _own_split(run: Run, recipe: Recipe) -> Split:
     task = TASKS[recipe.task.name]
-    splits = data.load(recipe.data, task.labels, task.modality)
+    folds = recipe.train.folds > 1
+    splits = pooled(recipe) if folds else data.load(recipe.data, task.labels, task.modality)
     recorded = _read(run, "data", lambda record: record["split_fingerprint"])
     if splits.fingerprint != recorded:
         raise DataError(
@@ -208,6 +316,8 @@ def _own_split(run: Run, recipe: Recipe) -> Split:
             "split is no longer the one that was held out; score with --data PATH on data that "
             "the run has not seen."
         )
+    if folds and not len(splits.test):
+        return replace(splits.train, name="validation")
     return splits.test if len(splits.test) else splits.validation
 
 

@@ -490,7 +490,8 @@ def _strategy(values: Values) -> Iterator[Mistake]:
 
 
 def _averaging(values: Values) -> Iterator[Mistake]:
-    if values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
+    folds = values("train", "folds") > 1 or values("data", "split", "folds")
+    if folds or values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
         return
     for key, needs in (("soup", True), ("wise_ft", values("train", "averaging", "wise_ft"))):
         if values("train", "averaging", key) is not None and needs in (True, "auto"):
@@ -511,19 +512,17 @@ def _devices(values: Values) -> Iterator[Mistake]:
 
 
 def _monitor(values: Values) -> Iterator[Mistake]:
-    # Folders, CSV files and TensorFlow Datasets may bring a validation split of their own.
-    if values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
+    # Others may bring a validation split of their own, and folds make one.
+    folds = values("train", "folds") > 1 or values("data", "split", "folds")
+    if folds or values("data", "source") != "sklearn" or values("data", "split", "validation") > 0:
         return
     for place in _stoppings(values):
         with suppress(UnknownError):
-            path: KeyPath = (*place, "monitor")
-            monitor = values(*path)
+            monitor = values(*place, "monitor")
             if monitor.startswith("val_"):
-                message = (
-                    f"early stopping monitors '{monitor}', but data.split.validation is 0; monitor "
-                    "'loss' or 'accuracy', or set train.early_stopping to null"
-                )
-                yield Mistake((path, ("data", "split", "validation")), message)
+                message = f"early stopping monitors '{monitor}', but data.split.validation is 0; "
+                message += "monitor 'loss' or 'accuracy', or set train.early_stopping to null"
+                yield Mistake(((*place, "monitor"), ("data", "split", "validation")), message)
 
 
 _TASK_PATH: KeyPath = ("task", "name")

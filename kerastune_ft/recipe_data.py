@@ -407,6 +407,9 @@ def _division(values: Values) -> Iterator[Mistake]:
         yield Mistake((("data", "split", "file"), ("train", "folds")), message)
 
 
+_WRITING_TASKS = ("text_to_text", "text_generation")
+
+
 def _folds(values: Values) -> Iterator[Mistake]:
     folds, fold = values("data", "split", "folds"), values("data", "split", "fold")
     path = ("data", "split", "fold")
@@ -414,6 +417,9 @@ def _folds(values: Values) -> Iterator[Mistake]:
         yield Mistake((path, ("data", "split", "folds")), "folds and fold are given together")
     elif folds is not None and fold > folds:
         yield Mistake((path,), f"expected 1 to {folds}, got {fold}")
+    if folds is not None and values("data", "time_column") is not None:
+        message = "folds would validate on what is older than training; leave one of them out"
+        yield Mistake((("data", "split", "folds"), ("data", "time_column")), message)
     if values("train", "folds") == 1:
         return
     if folds is not None:
@@ -424,6 +430,10 @@ def _folds(values: Values) -> Iterator[Mistake]:
         yield Mistake((("train", "folds"), ("data", "time_column")), message)
     if values("train", "hosts") > 1:
         yield Mistake((("train", "folds"), ("train", "hosts")), "folds run on one host")
+    task = values("task", "name")
+    if task in _WRITING_TASKS:
+        message = f"{task} writes texts, which cannot be averaged; set train.folds to 1"
+        yield Mistake((("train", "folds"), ("task", "name")), message)
 
 
 _CLASS_TASKS = ("image_classification", "text_classification", "text_pair_classification")

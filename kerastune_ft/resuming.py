@@ -52,7 +52,9 @@ def former_run(recipe: Recipe, runs_dir: Path, name: str | None, default: str) -
             return None
         run = Run(folder)
         if not run.recipe_path.is_file():  # killed before it had read its data
-            strange = {path.name for path in folder.iterdir()} - _BEGINNING
+            names = {path.name for path in folder.iterdir()}
+            # What `files.replacing` was at work on is hidden.
+            strange = {name for name in names if not name.startswith(".")} - _BEGINNING
             if strange:
                 raise RunError(
                     f"'{folder}' is not a run, and holds {', '.join(sorted(strange)[:3])}; choose "

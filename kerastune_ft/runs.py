@@ -160,6 +160,26 @@ class Run:
         return self.path / "predictions.csv"
 
     @property
+    def out_of_fold_path(self) -> Path:
+        """Of a cross-validated run: a row per example that is not test, by the model that did not
+        see it."""
+        return self.path / "out_of_fold.csv"
+
+    @property
+    def folds_path(self) -> Path:
+        """Of a cross-validated run: where its folds lie, each a run of its own."""
+        return self.path / "folds"
+
+    def fold(self, number: int) -> Run:
+        """Returns one of the folds of a cross-validated run, from 1, whether it is there or not."""
+        return Run(self.folds_path / str(number))
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether its models, or those of its folds, have a tokenizer."""
+        return self.tokenizer_path.is_file() or self.fold(1).tokenizer_path.is_file()
+
+    @property
     def checkpoints_path(self) -> Path:
         """What a killed run is resumed from."""
         return self.path / "checkpoints"

@@ -185,6 +185,8 @@ def show_scores(console: Console, run: Run, recipe: Recipe, scores: dict[str, An
         (run.model_path, "the model; keras.models.load_model reads it"),
         (run.path / "scores.json", how.meanings["scores"]),
         (run.predictions_path, how.meanings["predictions"]),
+        (run.out_of_fold_path, "the other examples, each by the model that did not see it"),
+        (run.folds_path, "a run for every fold, with its model"),
         (run.path / "thresholds.json", "the probability from which each class is named"),
         (run.figure_path(how.figure), how.meanings["figure"]),
         (

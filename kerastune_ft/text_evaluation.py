@@ -21,7 +21,7 @@ import numpy as np
 from kerastune_ft import figures, generation
 from kerastune_ft.data import texts as batches
 from kerastune_ft.data import tokenizing
-from kerastune_ft.data.texts import Tokens
+from kerastune_ft.data.texts import Texts, Tokens
 
 if TYPE_CHECKING:
     from kerastune_ft.data import Split
@@ -78,12 +78,12 @@ def _scorer(model: keras.Model) -> keras.Model:
 
 def tags(model: keras.Model, tokens: Tokens, outputs: Outputs) -> list[list[str]]:
     """Returns the tag of every word; words without a token, or cut off, get `O`, or the first."""
-    return _by_word(tokens, score_places(model, tokens)[1], outputs)
+    return tags_of(word_logits(model, tokens), outputs)
 
 
 def _by_word(tokens: Tokens, chosen: Sequence[np.ndarray], outputs: Outputs) -> list[list[str]]:
     """Returns the tag of every word, given the number at each place where something is learned."""
-    usual = "O" if "O" in outputs.names else outputs.names[0]
+    usual = _usual(outputs)
     assert tokens.texts.words is not None and tokens.words is not None
     found = []
     for row, (words, numbers) in enumerate(zip(tokens.texts.words, chosen, strict=True)):
@@ -92,6 +92,10 @@ def _by_word(tokens: Tokens, chosen: Sequence[np.ndarray], outputs: Outputs) -> 
             said[int(word)] = outputs.names[int(number)]
         found.append(said)
     return found
+
+
+def _usual(outputs: Outputs) -> str:
+    return "O" if "O" in outputs.names else outputs.names[0]
 
 
 def write(model: keras.Model, recipe: Recipe, tokens: Tokens) -> list[str]:
@@ -122,10 +126,67 @@ def evaluate_places(
 def _tagging(
     model: keras.Model, recipe: Recipe, split: Split, tokens: Tokens, outputs: Outputs
 ) -> tuple[Scores, list[Row], list[Any], list[Any]]:
-    from seqeval import metrics
-
     scores, chosen = score_places(model, tokens)
     said = _by_word(tokens, chosen, outputs)
+    return _tagged(scores, said, split, tokens.texts, outputs)
+
+
+def word_logits(model: keras.Model, tokens: Tokens) -> list[np.ndarray]:
+    """Returns the logits of each word of each text, `float64 (words, classes)`.
+
+    A word that the model does not see, without a token or cut off, is not a number.
+    """
+    assert tokens.texts.words is not None and tokens.words is not None
+    found: list[Any] = [None] * len(tokens)
+    for rows in batches.plan(tokens.lengths, tokens.batching):
+        raw = np.asarray(model.predict_on_batch(tokens.padded(rows)), "float64")
+        marks = tokens.marked(rows)
+        for row, numbers, where in zip(rows, raw, marks >= 0, strict=True):
+            found[row] = np.full((len(tokens.texts.words[row]), raw.shape[-1]), np.nan)
+            found[row][tokens.words[row]] = numbers[where]
+    return found
+
+
+def score_words(
+    logits: Sequence[np.ndarray], split: Split, outputs: Outputs
+) -> tuple[Scores, list[Row], list[Any], list[Any]]:
+    """Scores logits of words, of one model or the mean of several; see `evaluate_places`.
+
+    Args:
+        logits: Of each text, `float64 (words, classes)`; not a number for words not seen.
+        split: Of texts with words, tokenised or not.
+        outputs: Names the tags.
+    """
+    held = split.content.texts if isinstance(split.content, Tokens) else split.content
+    assert isinstance(held, Texts), type(held)
+    from scipy import special
+
+    total, right, places = 0.0, 0, 0
+    for words, labels in zip(logits, split.labels, strict=True):
+        seen = np.isfinite(words).all(axis=1)
+        shares = words[seen] - special.logsumexp(words[seen], axis=1, keepdims=True)
+        total -= float(shares[np.arange(len(shares)), labels[seen]].sum())
+        right += int((shares.argmax(axis=1) == labels[seen]).sum())
+        places += len(shares)
+    places = max(places, 1)
+    scores = {"loss": total / places, "accuracy": right / places, "places": places}
+    return _tagged(scores, tags_of(logits, outputs), split, held, outputs)
+
+
+def tags_of(logits: Sequence[np.ndarray], outputs: Outputs) -> list[list[str]]:
+    """Returns the tag of every word, given logits: see `tags` and `word_logits`."""
+    usual = _usual(outputs)
+    return [
+        [outputs.names[int(w.argmax())] if np.isfinite(w).all() else usual for w in words]
+        for words in logits
+    ]
+
+
+def _tagged(
+    scores: Scores, said: list[list[str]], split: Split, texts: Texts, outputs: Outputs
+) -> tuple[Scores, list[Row], list[Any], list[Any]]:
+    from seqeval import metrics
+
     true = [[outputs.names[int(number)] for number in row] for row in split.labels]
     entities = _looks_like_entities(outputs.names)
     scores["examples"] = len(true)
@@ -154,9 +215,7 @@ def _tagging(
     }
     rows: list[Row] = [
         {"row": _row(name), "text": text, "true": " ".join(right), "predicted": " ".join(found)}
-        for name, text, right, found in zip(
-            split.names, tokens.texts.first, true, said, strict=True
-        )
+        for name, text, right, found in zip(split.names, texts.first, true, said, strict=True)
     ]
     return scores, rows, true, said
 

@@ -1,6 +1,6 @@
 """Predicts texts: from tables, from files with a text per line, or given one by one.
 
-for row in predict(model, recipe, outputs, tokenizer, [Path("reviews.csv")], []):
+for row in predict([(model, tokenizer)], recipe, outputs, [Path("reviews.csv")], []):
     row["text"], row["predicted"]
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerastune_ft import text_evaluation
+from kerastune_ft import ensembles, text_evaluation
 from kerastune_ft.data import table_files, tables, tokenizing
 from kerastune_ft.data.texts import Texts, Tokens, plan
 from kerastune_ft.errors import DataError
@@ -63,20 +63,18 @@ def source_of(path: Path) -> str:
 
 
 def predict(
-    model: keras.Model,
+    readers: Sequence[tuple[keras.Model, Tokenizer | None]],
     recipe: Recipe,
     outputs: Outputs,
-    tokenizer: Tokenizer | None,
     paths: Sequence[Path],
     texts: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
     """Predicts texts.
 
     Args:
-        model: Of a run.
-        recipe: It was trained by.
-        outputs: What it returns.
-        tokenizer: Of the run.
+        readers: The model of a run and its tokenizer; of several, which answer together.
+        recipe: They were trained by.
+        outputs: What they return.
         paths: Tables, or files with a text per line; of a run that was trained on a folder of
             texts, each file is one.
         texts: Texts themselves.
@@ -88,7 +86,6 @@ def predict(
     Raises:
         DataError: If there is nothing, or a table lacks a column.
     """
-    assert tokenizer is not None
     asked = [row for path in paths for row in _rows(path, recipe)]
     if texts and recipe.data.pair_column:
         raise _pairs_wanted("--text", recipe)
@@ -106,7 +103,8 @@ def predict(
         words = tuple(row.words or tuple(row.shown["text"].split()) for row in rows)
         tags = TASKS[recipe.task.name].labels == "tags"
         held = Texts(first, pairs, words if tags else None)
-        found = _say(model, recipe, outputs, tokenizer, held)
+        with ensembles.untold():
+            found = _say(readers, recipe, outputs, held)
         said = dict(zip(usable, found, strict=True))
     nothing: dict[str, Any] = dict.fromkeys(next(iter(said.values()), {"predicted": None}))
     for i, row in enumerate(asked):
@@ -114,32 +112,42 @@ def predict(
 
 
 def _say(
-    model: keras.Model, recipe: Recipe, outputs: Outputs, tokenizer: Tokenizer, texts: Texts
+    readers: Sequence[tuple[keras.Model, Tokenizer | None]],
+    recipe: Recipe,
+    outputs: Outputs,
+    texts: Texts,
 ) -> list[dict[str, Any]]:
-    tokens, cut = tokenizing.inputs_of(texts, tokenizer, recipe)
-    return [
-        {**said, "truncated": bool(was_cut)}
-        for said, was_cut in zip(_said(model, recipe, outputs, tokens), cut, strict=True)
-    ]
-
-
-def _said(
-    model: keras.Model, recipe: Recipe, outputs: Outputs, tokens: Tokens
-) -> list[dict[str, Any]]:
-    kind = TASKS[recipe.task.name].labels
+    kind, how = TASKS[recipe.task.name].labels, EVALUATORS[recipe.task.name]
+    raw: list[Any] = []
+    cut = np.zeros(len(texts), bool)
+    for model, tokenizer in readers:
+        assert tokenizer is not None
+        tokens, was_cut = tokenizing.inputs_of(texts, tokenizer, recipe)
+        cut |= was_cut
+        if kind == "text":
+            raw.append(text_evaluation.write(model, recipe, tokens))
+        elif kind == "tags":
+            raw.append(text_evaluation.word_logits(model, tokens))
+        else:
+            raw.append(_logits(model, tokens))
+    together = ensembles.joint(raw, how.average)
     if kind == "text":
-        written = text_evaluation.write(model, recipe, tokens)
-        return [{"predicted": text} for text in written]
-    if kind == "tags":
-        found = text_evaluation.tags(model, tokens, outputs)
-        return [{"predicted": " ".join(names)} for names in found]
-    how = EVALUATORS[recipe.task.name]
+        said = [{"predicted": text} for text in together]
+    elif kind == "tags":
+        tags = text_evaluation.tags_of(together, outputs)
+        said = [{"predicted": " ".join(names)} for names in tags]
+    else:
+        said = [how.says(values, outputs) for values in how.activate(together)]
+    return [{**row, "truncated": bool(was_cut)} for row, was_cut in zip(said, cut, strict=True)]
+
+
+def _logits(model: keras.Model, tokens: Tokens) -> np.ndarray:
     raw: list[Any] = [None] * len(tokens)
     for rows in plan(tokens.lengths, tokens.batching):
         batch = np.asarray(model.predict_on_batch(tokens.padded(rows)))
-        for row, values in zip(rows, how.activate(batch), strict=True):
+        for row, values in zip(rows, batch, strict=True):
             raw[row] = values
-    return [how.says(values, outputs) for values in raw]
+    return np.stack(raw)
 
 
 def _rows(path: Path, recipe: Recipe) -> Iterator[_Asked]:

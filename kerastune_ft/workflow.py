@@ -27,7 +27,6 @@ from kerastune_ft import (
     models,
     policies,
     predictions,
-    rate_finder,
     resuming,
     showing,
     text_models,
@@ -80,6 +79,7 @@ def fit(
         KeyboardInterrupt: After what was trained has been saved; SIGTERM likewise ends in
             `SystemExit(143)`.
     """
+    assert recipe.train.folds == 1, "folds.fit cross-validates"
     console = console or Console(quiet=True)
     with interrupts.catching():
         if recipe.train.hosts > 1 and name is None:
@@ -88,19 +88,19 @@ def fit(
             former = resuming.former_run(recipe, Path(runs_dir), name, default_name)
             if former is not None:
                 return _resume(former, console)
-        devices_ = _prepare(recipe)
+        devices_ = prepare(recipe)
         console = _own(console, devices_)
         with _new_run(runs_dir, name, default_name, devices_) as run, run.locked():
             if TASKS[recipe.task.name].modality == "text":  # which says how long texts may be
-                _fetch_weights(recipe, console)
+                fetch_weights(recipe, console)
             recipe = resuming.resolved(recipe)
             splits = read(recipe)
             showing.show_data(console, splits)
             training.check(recipe, splits)
-            _fetch_weights(recipe, console)
+            fetch_weights(recipe, console)
             with devices_.scope():
                 model = build(recipe, splits)
-            _take_over_head(console, recipe, model, splits)
+            take_over_head(console, recipe, model, splits)
             recipe = resuming.with_stages(settled(console, recipe, splits, model), model)
             showing.show_plan(console, recipe, model, splits, devices_)
             _record_beginning(run, recipe, splits, model)
@@ -147,7 +147,7 @@ def _resume(run: Run, console: Console) -> Run:
         # Hosts meet in `_prepare`: all have read by then what the first one is going to replace.
         state = store.newest(lambda line: console.print(f"  [yellow]warning[/]  {escape(line)}"))
         copied = resuming.copied(run) if recipe.train.hosts > 1 else None
-        devices_ = _prepare(recipe)
+        devices_ = prepare(recipe)
         if devices_.rank:
             assert copied is not None
             run = copied
@@ -162,7 +162,7 @@ def _resume(run: Run, console: Console) -> Run:
         showing.show_data(console, splits)
         resuming.check_same_data(run, splits)
         if state is None:
-            _fetch_weights(recipe, console)
+            fetch_weights(recipe, console)
         # A checkpoint has every weight: what was downloaded once is not needed again.
         wanted = recipe
         if state is not None:
@@ -170,7 +170,7 @@ def _resume(run: Run, console: Console) -> Run:
         with devices_.scope():
             model = build(wanted, splits)
         if state is None:
-            _take_over_head(console, recipe, model, splits)
+            take_over_head(console, recipe, model, splits)
         console.print(f"[bold]resuming[/] {escape(str(run.path))} {resuming.where(state)}")
         _carry_out(run, recipe, model, splits, devices_, state, console)
     if devices_.rank:
@@ -187,7 +187,7 @@ def _carry_out(
     state: State | None,
     console: Console,
 ) -> None:
-    with _recorded(run, model, console):
+    with recorded(run, console, model):
         with devices_.scope():
             history = training.train(
                 model, recipe, splits, run, console, resume=state, machine=devices_
@@ -209,7 +209,7 @@ def _own(console: Console, devices_: devices.Devices) -> Console:
     return Console(quiet=True) if devices_.rank else console
 
 
-def _prepare(recipe: Recipe, join: bool = True) -> devices.Devices:
+def prepare(recipe: Recipe, join: bool = True) -> devices.Devices:
     """Chooses devices, precision and seeds, before anything is built."""
     train = recipe.train
     found = devices.prepare(
@@ -235,6 +235,27 @@ def _without_weights(recipe: Recipe, tag: str, run: Run) -> Recipe:
     return recipe.model_copy(update={"backbone": choice})
 
 
+def fold_of(recipe: Recipe, number: int) -> Recipe:
+    """Returns what trains one of the folds of a recipe, from 1; an ordinary recipe is its own."""
+    if recipe.train.folds == 1:
+        return recipe
+    split = recipe.data.split.model_copy(update={"folds": recipe.train.folds, "fold": number})
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"split": split}),
+            "train": recipe.train.model_copy(update={"folds": 1}),
+        }
+    )
+
+
+def made_ready(recipe: Recipe, console: Console) -> Recipe:
+    """Chooses devices, and returns the recipe with everything written out that weights decide."""
+    prepare(recipe)
+    if TASKS[recipe.task.name].modality == "text":  # which says how long texts may be
+        fetch_weights(recipe, console)
+    return resuming.expanded(resuming.resolved(recipe), _blocks(recipe))
+
+
 def plan(recipe: Recipe, console: Console) -> None:
     """Prints what `fit` would do: data, stages, trainable parameters, rates, steps.
 
@@ -246,8 +267,12 @@ def plan(recipe: Recipe, console: Console) -> None:
         recipe: From `recipe.load`.
         console: Where to.
     """
-    devices_ = _prepare(recipe, join=False)
-    recipe = resuming.resolved(recipe)
+    devices_ = prepare(recipe, join=False)
+    count, recipe = recipe.train.folds, fold_of(resuming.resolved(recipe), 1)
+    if count > 1:
+        console.print(
+            f"[bold]folds[/]    {count} trainings, each validated on another fold; the first one:"
+        )
     splits = read(recipe)
     showing.show_data(console, splits)
     training.check(recipe, splits)
@@ -258,7 +283,7 @@ def plan(recipe: Recipe, console: Console) -> None:
     elif choice.weights_path is None:
         choice = choice.model_copy(update={"weights": "none"})
     model = build(recipe.model_copy(update={"backbone": choice}), splits)
-    _take_over_head(console, recipe, model, splits)
+    take_over_head(console, recipe, model, splits)
     recipe = settled(console, recipe, splits)
     showing.show_plan(console, resuming.with_stages(recipe, model), model, splits, devices_)
     showing.show_missing_weights(console, recipe)
@@ -266,6 +291,11 @@ def plan(recipe: Recipe, console: Console) -> None:
 
 def stages_text(recipe: Recipe) -> str:
     """Returns the stages of a recipe as YAML that can be put in place of its strategy."""
+    return recipes.dump_stages(resuming.expanded(recipe, _blocks(recipe)))
+
+
+def _blocks(recipe: Recipe) -> int:
+    """Returns how many blocks the network of a recipe has."""
     row = backbones.get(recipe.backbone.name)
     count = len(row.cuts)
     if row.language:
@@ -274,7 +304,7 @@ def stages_text(recipe: Recipe) -> str:
     elif not count:  # of a preset the blocks are found in its graph
         network = models.image_classifier(row.name, 2, weights="none")
         count = len(models.blocks(network)) - 1
-    return recipes.dump_stages(resuming.expanded(recipe, count))
+    return count
 
 
 def build(recipe: Recipe, splits: Splits) -> keras.Model:
@@ -360,7 +390,7 @@ def _written(splits: Splits) -> list[str]:
     return list(splits.train.labels) if splits.kind == "text" else []
 
 
-def _take_over_head(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
+def take_over_head(console: Console, recipe: Recipe, model: keras.Model, splits: Splits) -> None:
     """Begins with the head of a former run, if its folder gives the weights and it fits."""
     path = recipe.backbone.weights_path
     if path is None or (path.is_dir() and not (path / "recipe.yaml").is_file()):
@@ -385,7 +415,7 @@ def _take_over_head(console: Console, recipe: Recipe, model: keras.Model, splits
     console.print(f"[bold]head[/]     {escape(said.removeprefix('head '))}", highlight=False)
 
 
-def _fetch_weights(recipe: Recipe, console: Console) -> None:
+def fetch_weights(recipe: Recipe, console: Console) -> None:
     """Fills the cache first, so that a download is seen to move."""
     row = backbones.get(recipe.backbone.name)
     facts = row.weights.get(recipe.backbone.tag)
@@ -415,19 +445,25 @@ def _new_run(
 
 
 @contextlib.contextmanager
-def _recorded(run: Run, model: keras.Model, console: Console) -> Iterator[None]:
-    """Saves what was trained however training ends, and says so in `status.json`."""
+def recorded(run: Run, console: Console, model: keras.Model | None = None) -> Iterator[None]:
+    """Saves what was trained however training ends, and says so in `status.json`.
+
+    Args:
+        run: Whose status is written.
+        console: Says what happened.
+        model: To save when training is interrupted; None if the run has none of its own.
+    """
     run.write_status("running")
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        console.print("stopping: saving what was trained ...")
-        training.save(model, run)
+        saved = ""
+        if model is not None:
+            console.print("stopping: saving what was trained ...")
+            training.save(model, run)
+            saved = f"; what was trained is saved in {run.model_path}"
         run.write_status("interrupted")
-        console.print(
-            f"interrupted; what was trained is saved in {escape(str(run.model_path))}; "
-            f"'kft resume {escape(str(run.path))}' goes on"
-        )
+        console.print(escape(f"interrupted{saved}; 'kft resume {run.path}' goes on"))
         raise
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what it did
@@ -494,81 +530,3 @@ def _evaluate(
         history.rows, TASKS[recipe.task.name].metric, run.figure_path("learning_curves")
     )
     return scores
-
-
-def find_rates(
-    recipe: Recipe,
-    console: Console,
-    *,
-    stage: str | int | None = None,
-    steps: int = 100,
-    lowest: float = 1e-7,
-    highest: float = 1.0,
-    run: str | Path | None = None,
-    output: str | Path | None = None,
-) -> list[rate_finder.Curve]:
-    """Makes the learning-rate range test of a recipe's stages, on one device.
-
-    Args:
-        recipe: From `recipe.load`.
-        console: Shows what happens.
-        stage: Name or number, from 1, of one stage; None for all.
-        steps: Updates per stage, 10 or more.
-        lowest: Rate of the first update.
-        highest: Rate of the last update.
-        run: A run of the same network and outputs whose model every stage starts from; None for
-            what `fit` would start from.
-        output: A folder for `lr_find.csv` and `lr_find.png`; None for none.
-
-    Raises:
-        KftError: On a user's mistake.
-    """
-    rate_finder.check(steps, lowest, highest)
-    alone = recipe.train.model_copy(update={"replicas": 1, "hosts": 1})
-    recipe = resuming.resolved(recipe.model_copy(update={"train": alone}))
-    _prepare(recipe)
-    splits = read(recipe)
-    showing.show_data(console, splits)
-    training.check(recipe, splits)
-    if run is None:
-        _fetch_weights(recipe, console)
-        model = build(recipe, splits)
-        _take_over_head(console, recipe, model, splits)
-    else:
-        model = predictions.load_model(Run.open(run))
-        _check_same_network(Path(run), model, recipe, splits)
-    recipe = settled(console, recipe, splits, model)
-    curves = rate_finder.find(
-        model,
-        recipe,
-        splits,
-        stage=stage,
-        steps=steps,
-        lowest=lowest,
-        highest=highest,
-        show=lambda name: console.print(f"  trying rates of stage '{escape(name)}' ..."),
-    )
-    if output is not None:
-        rate_finder.write(curves, Path(output) / "lr_find.csv")
-        figures.draw_rate_curves(curves, Path(output) / "lr_find.png", recipe.backbone.name)
-    return curves
-
-
-def _shape(recipe: Recipe) -> tuple[int | None, ...]:
-    choice = recipe.backbone
-    if TASKS[recipe.task.name].modality == "text":
-        return (choice.sequence_length,)
-    return (*choice.side, choice.channels)
-
-
-def _check_same_network(path: Path, model: keras.Model, recipe: Recipe, splits: Splits) -> None:
-    former, outputs = predictions.contract(Run.open(path))
-    choice = recipe.backbone
-    theirs = (former.task.name, models.backbone_of(model)[1].name, _shape(former))
-    ours = (recipe.task.name, choice.name, _shape(recipe))
-    if theirs != ours or outputs.names != splits.outputs.names:
-        raise RunError(
-            f"run '{path}': its model is for {theirs} and {', '.join(outputs.names[:5])}, the "
-            f"recipe's for {ours} and {', '.join(splits.outputs.names[:5])}; give a run of this "
-            "recipe, or leave --run out."
-        )

@@ -34,6 +34,7 @@ def section(source: str, path: object, **changes: Any) -> Any:
         "test": 0.2,
         "stratify": True,
         "seed": 0,
+        "folds": None,
         **changes.pop("split", {}),
     }
     return Data(source=source, path=str(path), split=Split(**split), **changes)

@@ -451,7 +451,7 @@ def test_a_damaged_former_run_gives_no_head_and_says_why(
     chosen = former.model_copy(update={"backbone": choice})
     splits = data.load(chosen.data, "classes")
     console = Console(record=True, width=300, file=io.StringIO())
-    workflow._take_over_head(console, chosen, workflow.build(chosen, splits), splits)
+    workflow.take_over_head(console, chosen, workflow.build(chosen, splits), splits)
     text = console.export_text()
     assert f"is new: '{copied.path / 'thresholds.json'}' is damaged: 'classes' is missing" in text
 
@@ -533,7 +533,7 @@ def test_a_run_goes_on_from_the_head_of_a_former_one(
     splits = data.load(chosen.data, "numbers")
     model = workflow.build(chosen, splits)
     console = Console(record=True, width=300, file=io.StringIO())
-    workflow._take_over_head(console, chosen, model, splits)
+    workflow.take_over_head(console, chosen, model, splits)
     assert said in console.export_text()
     predicted = evaluation.evaluate(model, chosen, splits.test, splits.outputs).scores
     begun = predicted["per_target"]["lumen"]["mae"]
@@ -555,7 +555,7 @@ def test_another_task_begins_with_a_new_head(labels_run: tuple[Run, str]) -> Non
     model = workflow.build(chosen, splits)
     before = [weight.copy() for weight in model.get_weights()]
     console = Console(record=True, width=300, file=io.StringIO())
-    workflow._take_over_head(console, chosen, model, splits)
+    workflow.take_over_head(console, chosen, model, splits)
     assert "is new: the former run's task is image_multilabel" in console.export_text()
     for ours, theirs in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -25,6 +25,7 @@ import keras
 import numpy as np
 
 from kerastune_ft.backbones import HUB, arrays, bottlenecks, hub_presets, unrolling
+from kerastune_ft.backbones import weights as weights_cache
 from kerastune_ft.backbones.facts import RAW, Backbone, Pixels
 from kerastune_ft.backbones.hub_presets import Preset, presets
 from kerastune_ft.errors import ModelError, WeightsError
@@ -69,7 +70,9 @@ def build(
     if not _is_path(weights):
         row.weights_of(weights)  # says which there are
     path = Path(weights).expanduser()
-    path = path / "model.keras" if path.is_dir() else path
+    if path.is_dir():
+        weights_cache.check_single(path)
+        path = path / "model.keras"
     if not path.is_file():
         raise WeightsError(
             f"{path}: no such file; give the path of a '.weights.h5' or '.keras' file or the "

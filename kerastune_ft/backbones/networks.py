@@ -336,6 +336,7 @@ def _from_file(wanted: _Wanted, path: Path) -> keras.Model:
     row = wanted.row
     path = path.expanduser()
     if path.is_dir():
+        weights_cache.check_single(path)
         path = path / "model.keras"
     if not path.is_file():
         raise WeightsError(

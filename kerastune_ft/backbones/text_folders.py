@@ -188,6 +188,7 @@ def network_file(path: Path) -> Path:
     path = path.expanduser()
     if path.suffix == ".keras":
         return path
+    weights_cache.check_single(path)
     file, early = path / "model.keras", path / NETWORK_FILE
     return early if early.is_file() and not file.is_file() else file
 

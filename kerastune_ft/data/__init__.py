@@ -309,8 +309,7 @@ def survey(data: Data, kind: Kind = "class", modality: Modality = "image") -> Su
     near = dividing.NO_PAIRS
     if table.looks is not None or data.split.keep_together == "near":
         near = copies.near_pairs(table)
-    texts = how.texts(labels, table.class_names)
-    parts, odd = dividing.divide(data, table, how.strata(labels), texts, first, near)
+    parts, odd = dividing.divide(data, table, how, labels, first, near)
     found = Survey(kind, table, labels, parts, (*table.findings, *said, *odd), removed, first, near)
     if data.leakage == "drop":
         found = found.without(leakage.leaked_rows(table, parts, first))
@@ -495,7 +494,7 @@ def _check_numbers(data: Data, table: Table, training: Labels) -> None:
 def _check_sizes(data: Data, table: Table, parts: NDArray[np.str_]) -> None:
     if not (parts == "train").any():
         raise DataError(f"{data.path}: nothing to train on{because(table)}.")
-    for name in ("validation", "test"):
+    for name in ("validation", "test") if data.split.folds is None else ("test",):
         if getattr(data.split, name) > 0 and not (parts == name).any():
             raise DataError(
                 f"{data.path}: {len(parts):,} {table.noun} are too few for a {name} split"

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft.data import copies, splitting
+from kerastune_ft.data import copies, folding, splitting
+from kerastune_ft.data.labels import LabelKind, Labels
 from kerastune_ft.data.tables import SPLITS, Finding, Table, finding, first_few
 from kerastune_ft.errors import DataError
 
@@ -63,8 +64,8 @@ def grouped(table: Table, data: Data) -> Table:
 def divide(
     data: Data,
     table: Table,
-    strata: NDArray[Any],
-    labels: Sequence[str],
+    kind: LabelKind,
+    labels: Labels,
     first: NDArray[np.int64],
     near: NDArray[np.int64],
 ) -> tuple[NDArray[np.str_], tuple[Finding, ...]]:
@@ -73,27 +74,30 @@ def divide(
     Args:
         data: The recipe's section.
         table: What is divided.
-        strata: Whose shares are kept: class numbers `(n,)`, or `bool (n, classes)`.
-        labels: Of each example as text; of one class per example, its name.
+        kind: Of the labels.
+        labels: Encoded.
         first: From `copies.identities`.
         near: Pairs of rows that are nearly the same.
 
     Raises:
         DataError: If there are too few examples or groups, or the file of splits does not fit.
     """
-    choice = data.split
+    choice, strata = data.split, kind.strata(labels)
+    texts = kind.texts(labels, table.class_names)
     if choice.file is not None:
-        return from_file(Path(choice.file).expanduser(), data, table, labels), ()
+        return from_file(Path(choice.file).expanduser(), data, table, texts), ()
     findings: tuple[Finding, ...] = ()
-    validation = 0.0 if choice.folds else choice.validation
     official = table.official
     parts = np.asarray(official or ["train"] * len(table.names), dtype="U10")
     rows = np.flatnonzero(parts == "train")
     present = set(official or ())
     shares = {
-        "validation": 0.0 if "validation" in present else validation,
+        "validation": 0.0 if "validation" in present else choice.validation,
         "test": 0.0 if "test" in present else choice.test,
     }
+    pairs = near if choice.keep_together == "near" else NO_PAIRS
+    same = first if choice.keep_together != "none" else np.arange(len(first))
+    families = copies.families(len(first), same, pairs)
     if table.times is not None:
         parts[rows], untimed = by_time(data, table.times[rows], **shares)
         if len(untimed):
@@ -101,13 +105,25 @@ def divide(
             names = [table.names[rows[row]] for row in untimed]
             findings += (finding("no_time", "warn", message, names),)
     else:
-        pairs = near if choice.keep_together == "near" else NO_PAIRS
-        same = first if choice.keep_together != "none" else np.arange(len(first))
-        families = _among(rows, copies.families(len(first), same, pairs))
         groups = None if table.groups is None else [table.groups[row] for row in rows]
-        parts[rows] = _randomly(data, strata[rows], families, groups, shares)
+        parts[rows] = _randomly(data, strata[rows], _among(rows, families), groups, shares)
+    if choice.folds is not None:
+        whole = None if table.groups is None else _joined(table.groups, families)
+        if whole is None and len(np.unique(families)) < len(families):
+            whole = [f"{row}" for row in families]
+        parts = folding.divide(
+            strata,
+            parts,
+            folds=choice.folds,
+            fold=choice.fold,
+            seed=choice.seed,
+            stratify=choice.stratify,
+            groups=whole,
+            class_names=None if kind.name in ("numbers", "text") else table.class_names,
+        )
     if choice.fewest_per_class and strata.ndim == 1:
-        _guarantee(data, parts, labels, rows, first, loose=table.groups is None)
+        loose = table.groups is None and choice.folds is None
+        _guarantee(data, parts, texts, rows, first, loose)
     return parts, findings
 
 

@@ -203,41 +203,59 @@ def _iteratively(labels: NDArray[np.bool_], totals: dict[str, int], seed: int) -
         Sechidis, Tsoumakas & Vlahavas 2011, On the stratification of multi-label data.
         https://doi.org/10.1007/978-3-642-23808-6_10
     """
-    n, classes = labels.shape
     names = ("train", *totals)
-    room = np.asarray([n - sum(totals.values()), *totals.values()], np.int64)
+    room = np.asarray([len(labels) - sum(totals.values()), *totals.values()], np.int64)
+    part = iteratively(labels, room, seed, training=0)
+    return np.asarray(names, dtype="U10")[part]
+
+
+def iteratively(
+    labels: NDArray[np.bool_], room: NDArray[np.int64], seed: int, training: int | None = None
+) -> NDArray[np.int64]:
+    """Returns the part of each example of several classes; see `_iteratively`.
+
+    Args:
+        labels: `(n, classes)`.
+        room: Examples of each part; they sum to n.
+        seed: Decides between equals.
+        training: The part that must have an example of every class, None if none must.
+    """
+    n, classes = labels.shape
     # In whole numbers: what a class still wants of a part, times n.
     counts = labels.sum(axis=0).astype(np.int64)
     wanted = room[:, None] * counts[None, :]
+    room = room.copy()
     part = np.full(n, -1, np.int64)
     mixed = np.random.default_rng(seed).permutation(n)
     remaining = counts.copy()
-    trained = np.zeros(classes, bool)
+    trained = np.full(classes, training is None)
 
     def place(example: int, where: int) -> None:
         part[example] = where
         room[where] -= 1
         wanted[where, labels[example]] -= n
         remaining[labels[example]] -= 1
-        if where == 0:
+        if where == training:
             trained[labels[example]] = True
 
     while remaining.any():
         rarest = int(np.where(remaining > 0, remaining, n + 1).argmin())
         for example in mixed[labels[mixed, rarest] & (part[mixed] < 0)]:
             best = np.lexsort((-room, -wanted[:, rarest], room <= 0))
-            place(example, int(best[0]) if trained[rarest] else 0)
+            place(example, int(best[0]) if trained[rarest] else training or 0)
     for example in mixed[part[mixed] < 0]:
         place(example, int(np.argmax(room)))
-    _exchange(labels, part, len(names))
-    return np.asarray(names, dtype="U10")[part]
+    _exchange(labels, part, len(room), training)
+    return part
 
 
-def _exchange(labels: NDArray[np.bool_], part: NDArray[np.int64], parts: int) -> None:
+def _exchange(
+    labels: NDArray[np.bool_], part: NDArray[np.int64], parts: int, training: int | None
+) -> None:
     """Lets pairs of examples change places, in `part`, while the shares of classes get better.
 
     Better means a smaller sum of squares of what each class has too much or too little of in each
-    part. Training, part 0, keeps an example of every class.
+    part. Training, where there is such a part, keeps an example of every class.
     """
     n, rows = len(labels), labels.astype(np.float64)
     sizes = np.bincount(part, minlength=parts)
@@ -247,8 +265,8 @@ def _exchange(labels: NDArray[np.bool_], part: NDArray[np.int64], parts: int) ->
     pairs = [(i, j) for i in range(parts) for j in range(i)]
     for _ in range(_EXCHANGES_PER_CLASS * labels.shape[1]):
         best, chosen = 0.0, None
-        single = labels[part == 0].sum(axis=0) == 1
-        fixed = (part == 0) & labels[:, single].any(axis=1)
+        single = labels[part == training].sum(axis=0) == 1
+        fixed = (part == training) & labels[:, single].any(axis=1)
         for i, j in pairs:
             slope = excess[i] - excess[j]
             from_i = _foremost((part == i) & ~fixed, rows @ (slope - n))
