@@ -15,7 +15,7 @@ _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 @click.group()
 def data() -> None:
-    """Examines, cleans and divides data before it is trained on.
+    """Examines and prepares data before it is trained on.
 
     TARGET is a recipe, or a folder or table of pictures or texts.
     """
@@ -48,7 +48,7 @@ def check(target: Path, overrides: tuple[str, ...], output: Path, quick: bool) -
     console = terminal.console()
     report = checks.check(recipe, console=console, network=not quick)
     report.write(output)
-    report.show(console)
+    report.show(console, output)
     sys.exit(1 if report.failed else 0)
 
 

@@ -9,11 +9,25 @@ A check is one function from what was read (`Examined`) to findings, and one row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from kerastune_ft import data
+from kerastune_ft.checks import classes, columns, duplicates, pictures, texts
 from kerastune_ft.checks.examined import Examined
-from kerastune_ft.data.tables import Finding
+from kerastune_ft.checks.report import Report
+from kerastune_ft.data.tables import Finding, finding
+from kerastune_ft.errors import KftError
+from kerastune_ft.tasks import TASKS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kerastune_ft.recipe import Recipe
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -31,4 +45,91 @@ class Check:
     network: bool = False
 
 
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Check] = {
+    # Labels.
+    "one class": Check(classes.one_class, "any"),
+    "sizes of classes": Check(classes.sizes, "any"),
+    "absent classes": Check(classes.absences, "any"),
+    "shares of classes": Check(classes.shift, "any"),
+    "names of classes": Check(classes.spelling, "any"),
+    "numbers": Check(classes.numbers, "any"),
+    # The same twice.
+    "copies": Check(duplicates.repeated, "any"),
+    "leaked copies": Check(duplicates.leaked, "any"),
+    "groups": Check(duplicates.divided_groups, "any"),
+    "near copies": Check(duplicates.near, "any"),
+    # Pictures.
+    "what pictures show": Check(pictures.contents, "image"),
+    "how pictures are stored": Check(pictures.storage, "image"),
+    "shapes": Check(pictures.shapes, "image"),
+    "colours": Check(pictures.colours, "image"),
+    "what gives classes away": Check(pictures.giveaways, "image"),
+    # Texts and tables.
+    "lengths": Check(texts.lengths, "text"),
+    "broken texts": Check(texts.broken, "text"),
+    "languages": Check(texts.languages, "text"),
+    "missing values": Check(columns.missing_values, "any"),
+    # What needs a network.
+}
+
+
+def check(recipe: Recipe, *, network: bool = True, console: Console | None = None) -> Report:
+    """Looks for everything of `CHECKS` in the data of a recipe.
+
+    Args:
+        recipe: Says which data, and what is to be learned of it.
+        network: Whether to look for what needs features of the recipe's network. Where these
+            cannot be had, a finding says so.
+        console: Shows progress if it is a terminal.
+
+    Raises:
+        DataError: If the data cannot be read.
+    """
+    task = TASKS[recipe.task.name]
+    with _bar(console) as progress:
+        progress("reading", 0, 0)
+        survey = data.survey(recipe.data, task.labels, task.modality)
+        examined = Examined(recipe, survey, progress)
+        found = list(survey.findings)
+        rows = {name: row for name, row in CHECKS.items() if row.modality in ("any", task.modality)}
+        for done, (name, row) in enumerate(rows.items()):
+            if not row.network:
+                progress(name, done, len(rows))
+                found += row.run(examined)
+        if network:
+            found += _of_network(examined, {n: row for n, row in rows.items() if row.network})
+    kinds = {one.kind for one in found}
+    if "leaked_groups" in kinds:  # says more of the same
+        found = [one for one in found if one.kind != "group_on_two_sides"]
+    return Report.of(recipe, survey, found)
+
+
+def _of_network(examined: Examined, rows: dict[str, Check]) -> Iterator[Finding]:
+    """Yields what checks find that need features, or why these cannot be had."""
+    if not rows:
+        return
+    try:
+        _ = examined.features
+    except KftError as error:
+        message = f"checks left out, because there are no features ({str(error).rstrip('.')})"
+        yield finding("no_features", "note", message, rows)
+        return
+    for done, (name, row) in enumerate(rows.items()):
+        examined.progress(name, done, len(rows))
+        yield from row.run(examined)
+
+
+@contextlib.contextmanager
+def _bar(console: Console | None) -> Iterator[Progress]:
+    """Yields what shows progress: on a terminal a bar, else nothing."""
+    if console is None or not console.is_terminal:
+        yield lambda words, done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns_ = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns_, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda words, done, total: bar.update(
+            task, description=words, completed=done, total=total or None
+        )

@@ -136,6 +136,12 @@ ADVICE: dict[str, Advice] = {
         "If they are mostly of one class, the network learns grey instead of the class.",
         "Check which classes they are of; backbone.channels=1 makes all grey.",
     ),
+    "looks_give_away": Advice(
+        "Looks that give the class away",
+        "The network may learn how bright or large pictures are instead of what they show.",
+        "Check that pictures in use will differ like that; else take pictures of all classes "
+        "alike.",
+    ),
     # Copies.
     "duplicates": Advice(
         "Examples with the same content",
@@ -183,6 +189,24 @@ ADVICE: dict[str, Advice] = {
         "Each is a group of its own, and may be divided from what it belongs to.",
         "Fill in data.group_column.",
     ),
+    # What cleaning did.
+    "removed": Advice(
+        "Examples left out by data.cleaning", "Left out as the recipe says.", "Nothing."
+    ),
+    "mended_text": Advice(
+        "Texts mended by data.cleaning.text",
+        "They are read as mended; predictions mend theirs alike.",
+        "Nothing.",
+    ),
+    "renamed_label": Advice(
+        "Labels given another spelling", "Learned under the new name.", "Nothing."
+    ),
+    "filled_in": Advice(
+        "Cells that were filled in",
+        "What was filled in is learned as if it had been there.",
+        "Leave them out with data.cleaning.missing_label=drop if there are many.",
+    ),
+    "no_time": Advice("Rows without a time", "They go to training.", "Fill in data.time_column."),
     # Labels and classes.
     "missing_label": Advice(
         "Examples without a label", _LOST, "Label them, or choose data.cleaning.missing_label."
@@ -232,6 +256,11 @@ ADVICE: dict[str, Advice] = {
         "They are never predicted.",
         "Put examples of them into training, or leave them out.",
     ),
+    "one_class": Advice(
+        "A single class",
+        "There is nothing to be told apart: training is refused.",
+        "Add examples of another class.",
+    ),
     "class_everywhere": Advice(
         "Classes that every example has", "They cannot be learned.", "Leave them out."
     ),
@@ -239,6 +268,16 @@ ADVICE: dict[str, Advice] = {
         "Splits with different shares of classes",
         "Scores on one are not those to be expected of another.",
         "Divide anew with data.split.stratify=true, or look at scores per class.",
+    ),
+    "outlier": Advice(
+        "Numbers far from all others",
+        "Their errors are the largest, and pull all other predictions with them.",
+        "Check each for a slip or another unit; else task.loss=huber or a logarithm of the number.",
+    ),
+    "constant_number": Advice(
+        "Targets that never change",
+        "There is nothing to be learned: training is refused.",
+        "Leave them out of data.label_column.",
     ),
     "suspected_label": Advice(
         "Labels that look wrong",
@@ -296,6 +335,12 @@ ADVICE: dict[str, Advice] = {
         "Texts far longer than the others",
         "What does not fit the network is cut off.",
         "backbone.sequence_length, or data.truncation.",
+    ),
+    "huge_text": Advice(
+        "Texts of a whole book",
+        "Nearly all of such a text is cut off; often a quotation mark is missing, and the cell "
+        "swallowed the rows after it.",
+        "Look at the file there; leave the row out or mend the quotation marks.",
     ),
     "length_gives_away": Advice(
         "Classes of very different text lengths",

@@ -238,6 +238,9 @@ def _finished(
         try:
             read = [_text(cells, column, kind) if column else "" for column in (text, pair)]
             label = _label(cells, columns, kind, label_separator(data), class_names)
+            if kind.name == "class" and (said := str(cells[columns[0]])) != said.strip():
+                message = "labels with spaces around them, removed"
+                findings.add("label_spaces", "note", message, row.where)
             if kind.name == "tags":
                 words.append(_words(cells[str(text)], label))
         except UnusableLabelError as error:
