@@ -29,12 +29,11 @@ from numpy.typing import NDArray
 from kerastune_ft import backbones, files, heads, models, text_models
 from kerastune_ft.backbones import weights
 from kerastune_ft.backbones.facts import Wheel
-from kerastune_ft.data import tokenizing
 from kerastune_ft.data import texts as texts_
+from kerastune_ft.data import tokenizing
 from kerastune_ft.data.tables import Arrays, Content, Encoded, Files, Pictures, Table
 from kerastune_ft.data.texts import Batching, Texts
 from kerastune_ft.errors import WeightsError
-from kerastune_ft.tasks import TASKS
 
 if TYPE_CHECKING:
     from kerastune_ft.checks.examined import Examined
@@ -123,16 +122,12 @@ def with_random_weights(
 
 def of_sample(examined: Examined) -> Features:
     """Returns features of at most `SAMPLE` examples, the classes in their proportions."""
-    rows = sample(examined.survey, SAMPLE)
-    if examined.survey.kind == "class":  # suspected labels want all of them
-        found: Features = examined.features
-        return Features(found.values[np.searchsorted(found.rows, rows)], rows)
-    return of_survey(examined.recipe, examined.survey, examined.progress, rows=rows)
+    found: Features = examined.features
+    rows = sample(examined.survey, SAMPLE, found.rows)
+    return Features(found.values[np.searchsorted(found.rows, rows)], rows)
 
 
-def sample(
-    survey: Survey, count: int, among: NDArray[np.int64] | None = None
-) -> NDArray[np.int64]:
+def sample(survey: Survey, count: int, among: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Returns rows of a survey, ascending: all, or `count` with every part and class alike.
 
     Args:
@@ -158,9 +153,7 @@ def penultimate(model: keras.Model) -> keras.Model:
     Args:
         model: Made by a builder of pictures or texts that has a head, or reloaded.
     """
-    last = next(
-        layer for layer in model.layers if layer.name in (heads.LOGITS, heads.STANDARDISED)
-    )
+    last = next(layer for layer in model.layers if layer.name in (heads.LOGITS, heads.STANDARDISED))
     return keras.Model(model.inputs, last.input, name="features")
 
 
@@ -224,9 +217,7 @@ def _pictures(content: Pictures, recipe: Recipe) -> Iterator[NDArray[np.float32]
         yield batch
 
 
-def build(
-    recipe: Recipe, content: Content, *, random_weights: bool = False
-) -> keras.Model:
+def build(recipe: Recipe, content: Content, *, random_weights: bool = False) -> keras.Model:
     """Builds a recipe's frozen network up to its pooled features; texts have a `preprocessor`.
 
     Args:
@@ -429,8 +420,10 @@ def _weights_digest(recipe: Recipe) -> str:
     whole = hashlib.sha256()
     for file in sorted(path.iterdir()):
         of_run = (path / "recipe.yaml").is_file()
-        wanted = file.name in ("model.keras", "tokenizer.json") if of_run else (
-            file.suffix in _WEIGHT_FILES
+        wanted = (
+            file.name in ("model.keras", "tokenizer.json")
+            if of_run
+            else (file.suffix in _WEIGHT_FILES)
         )
         if wanted and file.is_file():
             whole.update(file.name.encode() + _file_digest(file))
