@@ -22,7 +22,7 @@ from kerastune_ft import data, predictions, text_predictions
 from kerastune_ft.checks import drift, features, probes
 from kerastune_ft.checks.figures import chi_square
 from kerastune_ft.checks.report import Report
-from kerastune_ft.data import Survey, inspection, splitting, table_files, tables
+from kerastune_ft.data import Survey, splitting, table_files, tables
 from kerastune_ft.data.labels import LABELS, class_counts, natural
 from kerastune_ft.data.tables import Content, Finding, Severity, Table, finding
 from kerastune_ft.data.texts import Texts
