@@ -150,6 +150,26 @@ def _logits(model: keras.Model, tokens: Tokens) -> np.ndarray:
     return np.stack(raw)
 
 
+def texts_of(path: Path, recipe: Recipe) -> tuple[tuple[str, ...], Texts]:
+    """Returns the texts of a file that can be read, and what each is called; labels are not read.
+
+    Args:
+        path: A table with the columns of a run's data, or a file with a text per line.
+        recipe: Of the run.
+
+    Raises:
+        DataError: If there is none, or a table lacks a column.
+    """
+    rows = [row for row in _rows(path, recipe) if row.error is None]
+    if not rows:
+        raise DataError(f"'{path}': there is no text in it.")
+    pairs = tuple(row.shown["pair"] for row in rows) if recipe.data.pair_column else None
+    tags = TASKS[recipe.task.name].labels == "tags"
+    words = tuple(row.words or tuple(row.shown["text"].split()) for row in rows) if tags else None
+    names = tuple(row.shown["row"] for row in rows)
+    return names, Texts(tuple(row.shown["text"] for row in rows), pairs, words)
+
+
 def _rows(path: Path, recipe: Recipe) -> Iterator[_Asked]:
     """Yields the texts of a file."""
     data = recipe.data

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kerastune_ft import data
-from kerastune_ft.checks import classes, columns, duplicates, pictures, texts
+from kerastune_ft.checks import (
+    classes,
+    columns,
+    drift,
+    duplicates,
+    mismatch,
+    pictures,
+    suspects,
+    texts,
+)
 from kerastune_ft.checks.examined import Examined
 from kerastune_ft.checks.report import Report
 from kerastune_ft.data import inspection
@@ -68,7 +77,14 @@ CHECKS: dict[str, Check] = {
     "broken texts": Check(texts.broken, "text"),
     "languages": Check(texts.languages, "text"),
     "missing values": Check(columns.missing_values, "any"),
+    "simple figures of splits": Check(drift.split_figures, "any"),
+    "resolution": Check(mismatch.resolution, "image"),
+    "colours of the pre-training": Check(mismatch.colours, "image"),
     # What needs a network.
+    "vocabulary": Check(mismatch.vocabulary, "text", network=True),
+    "suspected labels": Check(suspects.check, "any", network=True),
+    "transfer gain": Check(mismatch.transfer_gain, "any", network=True),
+    "differences of splits": Check(drift.splits, "any", network=True),
 }
 
 

@@ -114,10 +114,11 @@ class Examined:
 
     @functools.cached_property
     def features(self) -> Any:
-        """Frozen features of every example, computed once."""
+        """Frozen features, computed once: of every example, or of a sample if none has a class."""
         from kerastune_ft.checks import features
 
-        return features.of_survey(self.recipe, self.survey, self.progress)
+        rows = None if self.kind == "class" else features.sample(self.survey, features.SAMPLE)
+        return features.of_survey(self.recipe, self.survey, self.progress, rows=rows)
 
 
 def counts_of(survey: Survey) -> dict[str, NDArray[np.int64]]:

@@ -353,6 +353,11 @@ ADVICE: dict[str, Advice] = {
         "Features of colour are of no use; the first blocks fit badly.",
         "Unfreeze more blocks, at a low rate.",
     ),
+    "aspect_mismatch": Advice(
+        "Pictures that are squashed much",
+        "Things have other proportions than those the weights know.",
+        "data.resize=crop or pad, or backbone.image_size=[height, width].",
+    ),
     "unknown_tokens": Advice(
         "Words that the tokenizer does not know",
         "What they say is lost before the network sees it.",
@@ -363,6 +368,11 @@ ADVICE: dict[str, Advice] = {
         "Texts are longer to the network than they need be, and their words new to it.",
         "A network that was pre-trained on such texts.",
     ),
+    "transfer_gain": Advice(
+        "The pre-trained features are of use",
+        "Frozen features tell the classes apart: training begins from there.",
+        "Nothing.",
+    ),
     "low_transfer_gain": Advice(
         "The pre-trained features are of little use",
         "Frozen features tell the classes apart hardly better than random ones.",
@@ -372,6 +382,33 @@ ADVICE: dict[str, Advice] = {
         "Splits that look different",
         "A classifier can tell them apart, so scores are not of what was trained on.",
         "Look at the most telling examples; divide anew at random, or accept it if it is meant.",
+    ),
+    "figure_drift": Advice(
+        "Parts that differ in a simple figure",
+        "Scores on one are not those to be expected of another.",
+        "Find out where the difference comes from; divide anew at random, or accept it if it is "
+        "meant.",
+    ),
+    # Data seen after training.
+    "data_drift": Advice(
+        "Data against those of the run",
+        "Of data that look otherwise, the scores of the run do not hold.",
+        "Look at the most telling examples; label some of them and train on them too.",
+    ),
+    "unknown_class": Advice(
+        "Classes that the run does not know",
+        "They are taken for one of its classes.",
+        "Train a new run with examples of them.",
+    ),
+    "confidence": Advice(
+        "How sure the model is",
+        "A model that is less sure than on its own test split sees things it was not taught.",
+        "Look at the examples it is least sure of; label some and score with 'kft evaluate'.",
+    ),
+    "accuracy": Advice(
+        "How often the model is right",
+        "What it scores here is what can be expected of such data.",
+        "If it is lower than on the run's own test split, train on such data too.",
     ),
     "no_features": Advice(
         "Checks that were left out",

@@ -1,0 +1,487 @@
+"""Frozen features of every example: what the pre-trained network sees before anything is trained.
+
+    found = features.of_survey(recipe, survey, progress)
+    found.values                        # float16 (n, width), mapped from the cache, not read
+    found.take(rows)                    # float32 (len(rows), width)
+
+They are computed in batches and kept in a file of the cache, under what decides them: network,
+weights, size, and the content of every example. A second call reads the file. The newest
+`KEPT_FILES` are kept, up to `KEPT_BYTES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from kerastune_ft import backbones, files, heads, models, text_models
+from kerastune_ft.backbones import weights
+from kerastune_ft.backbones.facts import Wheel
+from kerastune_ft.data import texts as texts_
+from kerastune_ft.data import tokenizing
+from kerastune_ft.data.tables import Arrays, Content, Encoded, Files, Pictures, Table
+from kerastune_ft.data.texts import Batching, Texts
+from kerastune_ft.errors import WeightsError
+
+if TYPE_CHECKING:
+    from kerastune_ft.checks.examined import Examined
+    from kerastune_ft.data import Survey
+    from kerastune_ft.recipe import Recipe
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+KEPT_FILES = 20
+KEPT_BYTES = 5 * 2**30
+SAMPLE = 5_000
+"""Examples that transfer and drift are measured on at most; suspected labels look at all."""
+
+_VERSION = 1  # raised when what is kept changes
+_BATCH = 32
+_DIGEST = 32
+_LARGEST = 65_000.0  # of float16
+_CHUNK = 2**24
+_WEIGHT_FILES = (".keras", ".h5", ".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network says of examples.
+
+    Args:
+        values: `float16 (n, width)`, perhaps mapped from a file.
+        rows: Of the survey, that each is of, `(n,)`, ascending.
+    """
+
+    values: NDArray[np.float16]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns those of some rows of the survey, `float32 (len(rows), width)`.
+
+        Args:
+            rows: Each must be one of `self.rows`.
+        """
+        places = np.searchsorted(self.rows, rows)
+        assert np.array_equal(self.rows[places], rows), "no features of some rows"
+        return np.asarray(self.values[places], np.float32)
+
+
+def of_survey(
+    recipe: Recipe,
+    survey: Survey,
+    progress: Progress = lambda words, done, total: None,
+    *,
+    rows: NDArray[np.int64] | None = None,
+) -> Features:
+    """Returns the features that a recipe's frozen network has of examples.
+
+    Of pictures they are what the head gets; of texts the mean over tokens, which serves nearly all
+    weights best as long as nothing is trained.
+
+    Args:
+        recipe: Says backbone, weights and sizes.
+        survey: What was read.
+        progress: Called as `progress(words, done, total)` after every batch.
+        rows: Of the survey, ascending; None means all.
+
+    Raises:
+        WeightsError: If the weights cannot be had.
+    """
+    return _kept(recipe, survey, progress, rows, random_weights=False)
+
+
+def with_random_weights(
+    recipe: Recipe,
+    survey: Survey,
+    progress: Progress = lambda words, done, total: None,
+    *,
+    rows: NDArray[np.int64] | None = None,
+) -> Features:
+    """Returns what the same network would see had it never been trained; otherwise as `of_survey`.
+
+    The random numbers are the same every time. Statistics of BatchNormalization are taken from
+    some of the examples: without any, features vanish on their way up.
+    """
+    return _kept(recipe, survey, progress, rows, random_weights=True)
+
+
+def of_sample(examined: Examined) -> Features:
+    """Returns features of at most `SAMPLE` examples, the classes in their proportions."""
+    found: Features = examined.features
+    rows = sample(examined.survey, SAMPLE, found.rows)
+    return Features(found.values[np.searchsorted(found.rows, rows)], rows)
+
+
+def sample(survey: Survey, count: int, among: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Returns rows of a survey, ascending: all, or `count` with every part and class alike.
+
+    Args:
+        survey: What was read.
+        count: The most there are to be.
+        among: Rows to choose from; None means all.
+    """
+    rows = np.arange(len(survey.parts)) if among is None else np.asarray(among, np.int64)
+    if len(rows) <= count:
+        return rows
+    shuffled = np.random.default_rng(0).permutation(rows)
+    keys = [survey.parts[shuffled]]
+    if survey.kind == "class":
+        keys.append(survey.labels[shuffled])
+    shuffled = shuffled[np.lexsort(keys[::-1])]
+    # Every so manieth of a list that is sorted by part and class keeps their shares.
+    return np.sort(shuffled[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)])
+
+
+def penultimate(model: keras.Model) -> keras.Model:
+    """Returns the part of a model that makes what its last dense layer gets.
+
+    Args:
+        model: Made by a builder of pictures or texts that has a head, or reloaded.
+    """
+    last = next(layer for layer in model.layers if layer.name in (heads.LOGITS, heads.STANDARDISED))
+    return keras.Model(model.inputs, last.input, name="features")
+
+
+def of_model(
+    network: keras.Model,
+    content: Content,
+    recipe: Recipe,
+    progress: Progress = lambda words, done, total: None,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yields what a network returns for every example, batch by batch, in inference mode.
+
+    Args:
+        network: Takes pictures, or the tokens of its `preprocessor`'s tokenizer.
+        content: Pictures, or texts or their tokens.
+        recipe: Says how pictures are resized and texts are cut.
+        progress: Called after every batch.
+
+    Yields:
+        Rows of the content, `(batch,)`, and `float32 (batch, width)`.
+    """
+    done, total = 0, len(content)
+    for rows, inputs in _batches(network, content, recipe):
+        yield rows, np.asarray(network.predict_on_batch(inputs), np.float32)
+        done += len(rows)
+        progress("features", done, total)
+
+
+def _batches(
+    network: keras.Model, content: Content, recipe: Recipe
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    if isinstance(content, Files | Encoded | Arrays):
+        start = 0
+        for images in _pictures(content, recipe):
+            yield np.arange(start, start + len(images)), images
+            start += len(images)
+        return
+    if isinstance(content, Texts):
+        reads = network.preprocessor
+        batching = Batching.of(_BATCH, None, reads.sequence_length)
+        content, _ = tokenizing.read(
+            content, reads.tokenizer, batching, reads.segments, recipe.data.truncation
+        )
+    for rows in texts_.plan(content.lengths, content.batching):
+        yield rows, content.padded(rows)
+
+
+def _pictures(content: Pictures, recipe: Recipe) -> Iterator[NDArray[np.float32]]:
+    from kerastune_ft.data import images
+
+    choice = recipe.backbone
+    stream = images.dataset(
+        content,
+        np.zeros((len(content), 1), np.float32),
+        image_size=choice.side,
+        channels=choice.channels,
+        batch_size=_BATCH,
+        num_classes=1,
+        resize=recipe.data.resize,
+    )
+    for batch, _ in stream.as_numpy_iterator():
+        yield batch
+
+
+def build(recipe: Recipe, content: Content, *, random_weights: bool = False) -> keras.Model:
+    """Builds a recipe's frozen network up to its pooled features; texts have a `preprocessor`.
+
+    Args:
+        recipe: Says backbone and weights.
+        content: Gives a network without weights its words, and statistics to one with random ones.
+        random_weights: In place of the recipe's.
+
+    Raises:
+        WeightsError: If the weights cannot be had.
+    """
+    choice = recipe.backbone
+    row, tag = backbones.get(choice.name), choice.tag
+    unknown = tag == "none" or tag.startswith("none:")
+    wanted = tag if unknown or not random_weights else _random_tag(row, recipe)
+    with _own_chance():
+        if isinstance(content, Files | Encoded | Arrays):
+            model = models.image_classifier(
+                choice.name,
+                2,
+                weights=wanted,
+                image_size=choice.side,
+                channels=choice.channels,
+                alpha=choice.alpha,
+                pooling=recipe.task.pooling or "avg",
+                dropout=0.0,
+                seed=0,
+            )
+        else:
+            known = [*content.first, *(content.second or ())] if isinstance(content, Texts) else []
+            tokenizer = tokenizing.tokenizer_of(row, tag.removeprefix("none:"), known)
+            model = text_models.text_classifier(
+                choice.name,
+                2,
+                weights=wanted,
+                sequence_length=choice.sequence_length,
+                pooling="avg",
+                dropout=0.0,
+                tokenizer=tokenizer,
+                seed=0,
+            )
+    if unknown or random_weights:
+        _settle(model, content, recipe)
+    made = penultimate(model)
+    made.preprocessor = getattr(model, "preprocessor", None)
+    return made
+
+
+def _random_tag(row: backbones.Backbone, recipe: Recipe) -> str:
+    choice = recipe.backbone
+    if row.family == backbones.HUB or (row.language is None and choice.weights_path is not None):
+        return "none"
+    return f"none:{choice.tag}"
+
+
+@contextlib.contextmanager
+def _own_chance() -> Iterator[None]:
+    """Draws the same first weights every time, and leaves the order of others' draws alone.
+
+    Keras takes the seeds of layers without one from Python's generator.
+    """
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _settle(model: keras.Model, content: Content, recipe: Recipe) -> None:
+    """Gives BatchNormalization the statistics of some examples, as training would have."""
+    network, _ = models.backbone_of(model)
+    layers = [
+        layer
+        for layer in network._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    if not layers:
+        return
+    some = np.linspace(0, len(content) - 1, min(_BATCH, len(content))).astype(np.int64)
+    _, inputs = next(_batches(model, content.take(some), recipe))
+    momenta = [layer.momentum for layer in layers]
+    models.unfreeze(model, -1, batch_norm="train")
+    for layer in layers:
+        layer.momentum = 0.0
+    model(inputs, training=True)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    models.freeze(model)
+
+
+def _kept(
+    recipe: Recipe,
+    survey: Survey,
+    progress: Progress,
+    rows: NDArray[np.int64] | None,
+    random_weights: bool,
+) -> Features:
+    """Takes features from the cache, or computes them and keeps them there."""
+    every = np.arange(len(survey.parts))
+    chosen = every if rows is None else np.asarray(rows, np.int64)
+    table = survey.table if rows is None else survey.table.take(chosen)
+    content = _content(table, recipe)
+    name = f"{_key(recipe, table, content, random_weights)}.npy"
+    folder, lasting = _folder()
+    path = folder / name
+    values = _mapped(path, len(chosen))
+    if values is None:
+        network = build(recipe, content, random_weights=random_weights)
+        words = "features of random weights" if random_weights else "features"
+
+        def told(_: str, done: int, total: int) -> None:
+            progress(words, done, total)
+
+        try:
+            _write(path, len(chosen), of_model(network, content, recipe, told))
+        except OSError:  # a cache that cannot be written costs no more than time
+            if not lasting:
+                raise
+            folder, lasting = Path(tempfile.mkdtemp(prefix="kft-")), False
+            path = folder / name
+            _write(path, len(chosen), of_model(network, content, recipe, told))
+        values = _mapped(path, len(chosen))
+        assert values is not None, path
+    if lasting:
+        _forget(folder, keep=path)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until it is let go
+    return Features(values, chosen)
+
+
+def _folder() -> tuple[Path, bool]:
+    """Returns where features are kept, and whether they stay there."""
+    try:
+        folder = weights.home() / "features"
+        folder.mkdir(exist_ok=True)
+    except (OSError, WeightsError):
+        return Path(tempfile.mkdtemp(prefix="kft-")), False
+    return folder, True
+
+
+def _content(table: Table, recipe: Recipe) -> Content:
+    """Returns the examples; of texts that are gone on with, what follows belongs to them."""
+    content = table.content
+    if isinstance(content, Texts) and recipe.task.name == "text_generation":
+        pairs = zip(content.first, table.labels, strict=True)
+        return Texts(tuple(f"{prompt} {follows}".strip() for prompt, follows in pairs))
+    return content
+
+
+def _key(recipe: Recipe, table: Table, content: Content, random_weights: bool) -> str:
+    choice = recipe.backbone
+    facts: list[Any] = [_VERSION, choice.name, choice.tag, _weights_digest(recipe), random_weights]
+    facts.append(keras.config.dtype_policy().name)
+    if isinstance(content, Texts):
+        facts += [choice.sequence_length, recipe.data.truncation, content.second is not None]
+    else:
+        facts += [choice.side, choice.channels, choice.alpha]
+        facts += [recipe.task.pooling or "avg", recipe.data.resize]
+    key = hashlib.sha256(repr(facts).encode())
+    for digest in digests(table, content):
+        key.update(digest)
+    return key.hexdigest()[:32]
+
+
+def digests(table: Table, content: Content | None = None) -> list[bytes]:
+    """Returns of each example a digest of its content: equal ones have equal contents.
+
+    Args:
+        table: Of the examples.
+        content: In place of the table's.
+    """
+    content = table.content if content is None else content
+    if isinstance(content, Texts):
+        second = content.second or ("",) * len(content)
+        joined = (f"{a}\0{b}" for a, b in zip(content.first, second, strict=True))
+        return [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in joined]
+    if isinstance(content, Arrays):
+        shape = repr((content.values.dtype, content.values.shape[1:])).encode()
+        return [hashlib.sha256(shape + value.tobytes()).digest() for value in content.values]
+    if table.looks is not None and len(table.looks) == len(content):
+        return [digest.tobytes() for digest in table.looks.digest]
+    if isinstance(content, Encoded):
+        return [hashlib.sha256(data).digest() for data in content.data]
+    assert isinstance(content, Files), type(content)
+    return [_file_digest(Path(path)) for path in content.paths]
+
+
+def _weights_digest(recipe: Recipe) -> str:
+    """Returns what tells weights from others of the same name."""
+    choice = recipe.backbone
+    facts = backbones.get(choice.name).weights.get(choice.tag.removeprefix("none:"))
+    if facts is not None:
+        source = facts.source
+        return source.member_sha256 if isinstance(source, Wheel) else str(source)
+    path = Path(choice.tag.removeprefix("none:")).expanduser()
+    if path.is_file():
+        return _file_digest(path).hex()
+    if not path.is_dir():
+        return ""
+    whole = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        of_run = (path / "recipe.yaml").is_file()
+        wanted = (
+            file.name in ("model.keras", "tokenizer.json")
+            if of_run
+            else (file.suffix in _WEIGHT_FILES)
+        )
+        if wanted and file.is_file():
+            whole.update(file.name.encode() + _file_digest(file))
+    return whole.hexdigest()
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _write(
+    path: Path,
+    count: int,
+    batches: Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> None:
+    """Writes features batch by batch, and a checksum behind them."""
+    with files.replacing(path) as temporary:
+        table: Any = None
+        for rows, values in batches:
+            if table is None:
+                table = np.lib.format.open_memmap(
+                    temporary, "w+", np.float16, (count, values.shape[1])
+                )
+            table[rows] = np.clip(values, -_LARGEST, _LARGEST)
+        assert table is not None, "no examples"
+        table.flush()
+        del table
+        digest = _file_digest(temporary)
+        with temporary.open("ab") as file:
+            file.write(digest)
+
+
+def _mapped(path: Path, count: int) -> NDArray[np.float16] | None:
+    """Returns features from a file, None if it is not there, damaged, or of something else."""
+    try:
+        with path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - _DIGEST
+            whole = hashlib.sha256()
+            while left > 0 and (chunk := file.read(min(left, _CHUNK))):
+                whole.update(chunk)
+                left -= len(chunk)
+            if file.read() != whole.digest():
+                return None
+        values: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return values if values.ndim == 2 and len(values) == count else None
+
+
+def _forget(folder: Path, keep: Path) -> None:
+    """Marks a file as used, and removes those that were not for longest."""
+    with contextlib.suppress(OSError):
+        os.utime(keep)
+        found = [(path.stat(), path) for path in folder.glob("*.npy")]
+        found.sort(key=lambda pair: pair[0].st_mtime_ns, reverse=True)
+        total = 0
+        for place, (stat, path) in enumerate(found):
+            total += stat.st_size
+            if path != keep and (place >= KEPT_FILES or total > KEPT_BYTES):
+                path.unlink(missing_ok=True)
