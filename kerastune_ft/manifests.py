@@ -22,7 +22,8 @@ from PIL import Image
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from kerastune_ft import data, files, workflow
+from kerastune_ft import data, files, resuming
+from kerastune_ft.checks import relabelling
 from kerastune_ft.data import Survey, dividing, inspection
 from kerastune_ft.data.tables import SPLITS, Arrays, Encoded, Files, label_columns
 from kerastune_ft.data.texts import Texts
@@ -55,7 +56,7 @@ def write_clean(recipe: Recipe, output: Path, reencode: Path | None, console: Co
     """
     quarantine = output.with_name(f"{output.stem}-quarantine.csv")
     _check_new(output, quarantine)
-    survey = workflow.survey(recipe, console)
+    survey = relabelling.read(resuming.resolved(recipe))
     content = survey.table.content
     if isinstance(content, Texts):
         if reencode is not None:
@@ -105,7 +106,7 @@ def write_division(recipe: Recipe, output: Path, console: Console) -> None:
     _check_new(output, record_path)
     if recipe.train.folds > 1:
         raise DataError("train.folds: 'kft fit' divides into folds itself; leave it out here.")
-    survey = workflow.survey(recipe, console)
+    survey = relabelling.read(resuming.resolved(recipe))
     splits = data.of_survey(recipe.data, survey)
     record = splits.record()
     kept = ("source", "path", "examples", "class_names", "splits", "split_fingerprint")

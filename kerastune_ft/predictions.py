@@ -20,6 +20,7 @@ import numpy as np
 from kerastune_ft import data, ensembles, evaluation, text_models, text_predictions
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
+from kerastune_ft.checks import relabelling
 from kerastune_ft.data import Split, Splits, images, splitting, tables, tokenizing
 from kerastune_ft.errors import DataError, KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS, Evaluation
@@ -306,9 +307,8 @@ def _read(run: Run, name: Document, content: Callable[[Mapping[str, Any]], _Cont
 
 
 def _own_split(run: Run, recipe: Recipe) -> Split:
-    task = TASKS[recipe.task.name]
     folds = recipe.train.folds > 1
-    splits = pooled(recipe) if folds else data.load(recipe.data, task.labels, task.modality)
+    splits = pooled(recipe) if folds else data.of_survey(recipe.data, relabelling.read(recipe))
     recorded = _read(run, "data", lambda record: record["split_fingerprint"])
     if splits.fingerprint != recorded:
         raise DataError(

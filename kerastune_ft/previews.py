@@ -21,11 +21,21 @@ from PIL import Image, ImageOps
 
 from kerastune_ft import backbones, files, resuming, workflow
 from kerastune_ft.backbones import networks
-from kerastune_ft.data import Split, Splits, feeding, images, inspection, tokenizing
+from kerastune_ft.data import (
+    Split,
+    Splits,
+    cleaning,
+    feeding,
+    images,
+    inspection,
+    survey,
+    tokenizing,
+)
 from kerastune_ft.data.labels import LABELS, class_counts
 from kerastune_ft.data.tables import Arrays, Encoded, Files, first_few
-from kerastune_ft.data.texts import Tokens
+from kerastune_ft.data.texts import Texts, Tokens
 from kerastune_ft.errors import RunError, WeightsError
+from kerastune_ft.recipe import TextCleaning
 from kerastune_ft.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -283,6 +293,7 @@ def _original(split: Split, row: int) -> tuple[str, str]:
 def _of_texts(recipe: Recipe, splits: Splits, count: int) -> dict[str, Any]:
     data, length = recipe.data, tokenizing.length_of(recipe)
     changes = feeding.changes_of(recipe)
+    as_read = _as_read(recipe)
     examples = []
     for split, rows in _parts(splits, count, recipe.train.seed):
         tokens, labels = split.content, _labels(split, splits, rows)
@@ -304,7 +315,8 @@ def _of_texts(recipe: Recipe, splits: Splits, count: int) -> dict[str, Any]:
                             "tokens": int(made.ids.lengths[0]),
                         }
                     )
-            raw = held.first[row]
+            cleaned = held.first[row]
+            raw = as_read.get(split.names[row], cleaned)
             examples.append(
                 {
                     "name": split.names[row],
@@ -312,7 +324,7 @@ def _of_texts(recipe: Recipe, splits: Splits, count: int) -> dict[str, Any]:
                     "split": split.name,
                     "row": row,
                     "raw": raw[:_LETTERS],
-                    "cleaned": _cleaned(recipe, raw)[:_LETTERS],
+                    "cleaned": cleaned[:_LETTERS],
                     "pair": pair[:_LETTERS] if pair is not None else None,
                     "pieces": pieces,
                     "kept": sum(piece.kept for piece in pieces),
@@ -343,9 +355,16 @@ def _of_texts(recipe: Recipe, splits: Splits, count: int) -> dict[str, Any]:
     return {"kind": "texts", "facts": facts, "examples": examples, "batch": [], "small": False}
 
 
-def _cleaned(recipe: Recipe, text: str) -> str:
-    """Returns a text as `data.cleaning.text` mends it. The one place that shows cleaning."""
-    return text
+def _as_read(recipe: Recipe) -> dict[str, str]:
+    """Returns texts by name as they were before `data.cleaning.text`; {} if it mends nothing."""
+    rules = recipe.data.cleaning
+    if not cleaning.mends(rules.text):
+        return {}
+    plain = rules.model_copy(update={"text": TextCleaning()})
+    choice = recipe.data.model_copy(update={"cleaning": plain})
+    table = survey(choice, TASKS[recipe.task.name].labels, "text").table
+    assert isinstance(table.content, Texts), type(table.content)
+    return dict(zip(table.names, table.content.first, strict=True))
 
 
 def _pieces(recipe: Recipe, tokens: Tokens, row: int) -> Sequence[Piece]:

@@ -430,6 +430,9 @@ def _folds(values: Values) -> Iterator[Mistake]:
         yield Mistake((("train", "folds"), ("data", "time_column")), message)
     if values("train", "hosts") > 1:
         yield Mistake((("train", "folds"), ("train", "hosts")), "folds run on one host")
+    if values("data", "leakage") == "drop":
+        message = "each fold would drop others; set data.cleaning.duplicates=first instead"
+        yield Mistake((("train", "folds"), ("data", "leakage")), message)
     task = values("task", "name")
     if task in _WRITING_TASKS:
         message = f"{task} writes texts, which cannot be averaged; set train.folds to 1"

@@ -35,6 +35,7 @@ from kerastune_ft import (
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import text_networks, weights
 from kerastune_ft.checkpoints import Checkpoints, State
+from kerastune_ft.checks import relabelling
 from kerastune_ft.data import tokenizing
 from kerastune_ft.data.texts import Texts, Tokens
 from kerastune_ft.errors import KftError, RunError
@@ -344,7 +345,7 @@ def read(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Splits:
         recipe: From `resuming.resolved`.
         tokenizer: Of the run that is gone on with; None takes that of the weights.
     """
-    splits = data.of_survey(recipe.data, survey(recipe))
+    splits = data.of_survey(recipe.data, relabelling.read(recipe))
     if TASKS[recipe.task.name].modality != "text":
         return splits
     if tokenizer is None:
@@ -354,24 +355,6 @@ def read(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Splits:
         known = [*texts.first, *(texts.second or ()), *_written(splits)]
         tokenizer = tokenizing.tokenizer_of(row, recipe.backbone.tag, known)
     return tokenizing.tokenized(splits, tokenizer, recipe)
-
-
-def survey(recipe: Recipe, console: Console | None = None) -> data.Survey:
-    """Reads, cleans and divides the data of a recipe, and refuses nothing that can be read.
-
-    Args:
-        recipe: From `recipe.load`.
-        console: Says what takes long.
-    """
-    task, rules = TASKS[recipe.task.name], recipe.data.cleaning
-    found = data.survey(recipe.data, task.labels, task.modality)
-    if rules.suspected_labels == "keep":
-        return found
-    from kerastune_ft.checks import relabelling
-
-    if console is not None:
-        console.print("looking for labels that are suspected to be wrong ...")
-    return relabelling.cleaned(resuming.resolved(recipe), found)
 
 
 def settled(

@@ -1,6 +1,7 @@
 """Takes suspected labels out of training, as `data.cleaning.suspected_labels` says.
 
-survey = cleaned(recipe, data.survey(recipe.data, "class", "image"))
+survey = read(recipe)              # all that a recipe says about its data
+survey = cleaned(recipe, survey)   # this part of it
 
 Validation and test keep theirs: to leave out there what a model finds hard would flatter it.
 """
@@ -13,13 +14,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kerastune_ft import data
 from kerastune_ft.checks import suspects
 from kerastune_ft.data import Survey
 from kerastune_ft.data.labels import LABELS
 from kerastune_ft.data.tables import finding
+from kerastune_ft.tasks import TASKS
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
+
+
+def read(recipe: Recipe) -> Survey:
+    """Reads, cleans and divides the data of a recipe; refuses nothing that can be read.
+
+    Args:
+        recipe: From `recipe.load`, or of a run.
+
+    Raises:
+        DataError: If nothing can be read, or cannot be divided as asked.
+        WeightsError: If labels are to be judged and the pre-trained weights cannot be had.
+    """
+    task = TASKS[recipe.task.name]
+    return cleaned(recipe, data.survey(recipe.data, task.labels, task.modality))
 
 
 def cleaned(
