@@ -204,16 +204,16 @@ def _ask(model: keras.Model, run: Run, recipe: Recipe, content: Content) -> _Sai
     whole = TASKS[recipe.task.name].labels in ("class", "classes", "numbers")
     if whole:
         body = features.penultimate(model)
-        width = int(body.output.shape[-1])
-        joined = keras.layers.Concatenate(dtype="float32")([body.output, model.output])
+        width = int(body.outputs[0].shape[-1])
+        joined = keras.layers.Concatenate(dtype="float32")([body.outputs[0], model.outputs[0]])
         network = keras.Model(model.inputs, joined)
         network.preprocessor = getattr(model, "preprocessor", None)
     else:
         weights = recipe.backbone.model_copy(update={"weights": str(run.path)})
         recipe = recipe.model_copy(update={"backbone": weights})
         network = features.build(recipe, content)
-        width = int(network.output.shape[-1])
-    made = np.zeros((len(content), int(network.output.shape[-1])), np.float32)
+        width = int(network.outputs[0].shape[-1])
+    made = np.zeros((len(content), int(network.outputs[0].shape[-1])), np.float32)
     for rows, values in features.of_model(network, content, recipe):
         made[rows] = values
     return _Said(made[:, :width], made[:, width:] if whole else None)
