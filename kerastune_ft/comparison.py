@@ -126,11 +126,12 @@ def _new(recipe: Recipe, path: str) -> tuple[Data, Survey]:
     if not place.exists():
         raise DataError(f"'{path}': no such file or folder.")
     text = task.modality == "text"
-    pictures = "image_csv" if place.is_file() else "image_folder"
     lines = text and place.is_file() and place.suffix.lower() not in ENDINGS
-    source = "text_folder" if lines or not text else text_predictions.source_of(place)
+    source = "image_csv" if place.is_file() else "image_folder"
+    if text:  # a file of lines is read as predictions read it
+        source = recipe.data.source if lines else text_predictions.source_of(place)
     update = {
-        "source": source if text else pictures,
+        "source": source,
         "path": path,
         "root": None,
         "group_column": None,
@@ -231,7 +232,7 @@ def _domain(
     keys = [*features.digests(own.table.take(rows)), *features.digests(survey.table.take(some))]
     said = drift.between(before.features, now.features, probes.together(keys))
     if said is None:
-        message = f"{len(some):,} examples are too few to be told apart from {where}"
+        message = f"{len(some):,} of these data are too few to be told apart from {where}"
         yield Finding("data_drift", "note", message, 0, ())
         return
     message = f"these data and {where} {said.verdict} by the model's features, {said.numbers}"
