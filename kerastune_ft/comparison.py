@@ -126,11 +126,12 @@ def _new(recipe: Recipe, path: str) -> tuple[Data, Survey]:
     if not place.exists():
         raise DataError(f"'{path}': no such file or folder.")
     text = task.modality == "text"
-    pictures = "image_csv" if place.is_file() else "image_folder"
     lines = text and place.is_file() and place.suffix.lower() not in ENDINGS
-    source = "text_folder" if lines or not text else text_predictions.source_of(place)
+    source = "image_csv" if place.is_file() else "image_folder"
+    if text:  # a file of lines is read as predictions read it
+        source = recipe.data.source if lines else text_predictions.source_of(place)
     update = {
-        "source": source if text else pictures,
+        "source": source,
         "path": path,
         "root": None,
         "group_column": None,
@@ -207,16 +208,16 @@ def _ask(model: keras.Model, run: Run, recipe: Recipe, content: Content) -> _Sai
     whole = TASKS[recipe.task.name].labels in ("class", "classes", "numbers")
     if whole:
         body = features.penultimate(model)
-        width = int(body.output.shape[-1])
-        joined = keras.layers.Concatenate(dtype="float32")([body.output, model.output])
+        width = int(body.outputs[0].shape[-1])
+        joined = keras.layers.Concatenate(dtype="float32")([body.outputs[0], model.outputs[0]])
         network = keras.Model(model.inputs, joined)
         network.preprocessor = getattr(model, "preprocessor", None)
     else:
         weights = recipe.backbone.model_copy(update={"weights": str(run.path)})
         recipe = recipe.model_copy(update={"backbone": weights})
         network = features.build(recipe, content)
-        width = int(network.output.shape[-1])
-    made = np.zeros((len(content), int(network.output.shape[-1])), np.float32)
+        width = int(network.outputs[0].shape[-1])
+    made = np.zeros((len(content), int(network.outputs[0].shape[-1])), np.float32)
     for rows, values in features.of_model(network, content, recipe):
         made[rows] = values
     return _Said(made[:, :width], made[:, width:] if whole else None)
@@ -234,7 +235,7 @@ def _domain(
     keys = [*features.digests(own.table.take(rows)), *features.digests(survey.table.take(some))]
     said = drift.between(before.features, now.features, probes.together(keys))
     if said is None:
-        message = f"{len(some):,} examples are too few to be told apart from {where}"
+        message = f"{len(some):,} of these data are too few to be told apart from {where}"
         yield Finding("data_drift", "note", message, 0, ())
         return
     message = f"these data and {where} {said.verdict} by the model's features, {said.numbers}"

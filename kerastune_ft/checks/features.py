@@ -47,10 +47,12 @@ KEPT_BYTES = 5 * 2**30
 SAMPLE = 5_000
 """Examples that transfer and drift are measured on at most; suspected labels look at all."""
 
-_VERSION = 1  # raised when what is kept changes
+_VERSION = 2  # raised when what is kept changes
 _BATCH = 32
 _DIGEST = 32
 _LARGEST = 65_000.0  # of float16
+_SMALLEST = 1e-30  # standard deviation that float32 still has digits for
+_SEEN = 64  # examples that random weights are scaled by
 _CHUNK = 2**24
 _WEIGHT_FILES = (".keras", ".h5", ".safetensors", ".bin", ".json", ".txt", ".model")
 
@@ -114,8 +116,8 @@ def with_random_weights(
 ) -> Features:
     """Returns what the same network would see had it never been trained; otherwise as `of_survey`.
 
-    The random numbers are the same every time. Statistics of BatchNormalization are taken from
-    some of the examples: without any, features vanish on their way up.
+    The random numbers are the same every time. Features are scaled to those of some examples:
+    they vanish on their way up.
     """
     return _kept(recipe, survey, progress, rows, random_weights=True)
 
@@ -258,11 +260,9 @@ def build(recipe: Recipe, content: Content, *, random_weights: bool = False) -> 
                 tokenizer=tokenizer,
                 seed=0,
             )
-    if unknown or random_weights:
-        _settle(model, content, recipe)
     made = penultimate(model)
     made.preprocessor = getattr(model, "preprocessor", None)
-    return made
+    return _scaled(made, model, content, recipe) if unknown or random_weights else made
 
 
 def _random_tag(row: backbones.Backbone, recipe: Recipe) -> str:
@@ -286,18 +286,41 @@ def _own_chance() -> Iterator[None]:
         random.setstate(state)
 
 
-def _settle(model: keras.Model, content: Content, recipe: Recipe) -> None:
-    """Gives BatchNormalization the statistics of some examples, as training would have."""
+def _scaled(
+    network: keras.Model, model: keras.Model, content: Content, recipe: Recipe
+) -> keras.Model:
+    """Returns a network of random weights whose features have the size of trained ones.
+
+    Without statistics of BatchNormalization a random network is nearly linear: its features are
+    tiny, and once they are scaled they tell more than those of one that has statistics (flowers5:
+    0.42 against 0.32 of a linear probe). So these are filled in only where nothing is left.
+    """
+    some = content.take(np.linspace(0, len(content) - 1, min(_SEEN, len(content))).astype(np.int64))
+
+    def moments() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        values = np.concatenate([batch for _, batch in of_model(network, some, recipe)])
+        return values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
+
+    mean, std = moments()
+    if not _SMALLEST < std.max() < np.inf:
+        _fill_statistics(model, some, recipe)
+        mean, std = moments()
+    scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > _SMALLEST)
+    layer = keras.layers.Rescaling(scale.tolist(), (-mean * scale).tolist(), dtype="float32")
+    made = keras.Model(network.inputs, layer(network.outputs[0]), name=network.name)
+    made.preprocessor = network.preprocessor
+    return made
+
+
+def _fill_statistics(model: keras.Model, content: Content, recipe: Recipe) -> None:
+    """Gives BatchNormalization the statistics of some examples."""
     network, _ = models.backbone_of(model)
     layers = [
         layer
         for layer in network._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
-    if not layers:
-        return
-    some = np.linspace(0, len(content) - 1, min(_BATCH, len(content))).astype(np.int64)
-    _, inputs = next(_batches(model, content.take(some), recipe))
+    _, inputs = next(_batches(model, content, recipe))
     momenta = [layer.momentum for layer in layers]
     models.unfreeze(model, -1, batch_norm="train")
     for layer in layers:
