@@ -346,6 +346,8 @@ def read(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Splits:
         tokenizer: Of the run that is gone on with; None takes that of the weights.
     """
     splits = data.of_survey(recipe.data, relabelling.read(recipe))
+    # Labels may have been judged by a network: what was drawn for it must not move the run's.
+    devices.set_seed(recipe.train.seed, recipe.train.deterministic)
     if TASKS[recipe.task.name].modality != "text":
         return splits
     if tokenizer is None:
