@@ -24,10 +24,11 @@ from rich.table import Table as Grid
 
 from kerastune_ft import data, files, resuming
 from kerastune_ft.checks import relabelling
-from kerastune_ft.data import Survey, dividing, inspection
+from kerastune_ft.data import Survey, inspection
 from kerastune_ft.data.tables import SPLITS, Arrays, Encoded, Files, label_columns
 from kerastune_ft.data.texts import Texts
 from kerastune_ft.errors import DataError
+from kerastune_ft.tasks import TASKS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,8 +87,14 @@ def write_clean(recipe: Recipe, output: Path, reencode: Path | None, console: Co
     options = [f"data.source={source}", f"data.path={output}"]
     if root is not None:
         options.append(f"data.root={root}")
+    choice = recipe.data
     if survey.table.groups is not None:
         options.append("data.group_column=group")
+    # What is done already would look for what is no longer there.
+    already = {"group_pattern": choice.group_pattern, "cleaning.exclude": choice.cleaning.exclude}
+    options += [f"data.{key}=null" for key, value in already.items() if value is not None]
+    if choice.cleaning.rename_labels:
+        options.append("data.cleaning.rename_labels={}")
     console.print(f"to train on it: kft fit RECIPE {escape(' '.join(options))}", highlight=False)
 
 
@@ -106,12 +113,15 @@ def write_division(recipe: Recipe, output: Path, console: Console) -> None:
     _check_new(output, record_path)
     if recipe.train.folds > 1:
         raise DataError("train.folds: 'kft fit' divides into folds itself; leave it out here.")
-    survey = relabelling.read(resuming.resolved(recipe))
-    splits = data.of_survey(recipe.data, survey)
+    # What leaks and what is suspected is left out anew by the recipe that follows the file.
+    rules = recipe.data.cleaning.model_copy(update={"suspected_labels": "keep"})
+    choice = recipe.data.model_copy(update={"leakage": "warn", "cleaning": rules})
+    task = TASKS[recipe.task.name]
+    splits = data.of_survey(choice, data.survey(choice, task.labels, task.modality))
     record = splits.record()
-    kept = ("source", "path", "examples", "class_names", "splits", "split_fingerprint")
-    facts = {key: record[key] for key in kept if key in record}
-    facts["content_fingerprint"] = dividing.contents(survey.table)
+    kept = ("source", "path", "examples", "class_names", "splits")
+    fingerprints = ("split_fingerprint", "content_fingerprint")
+    facts = {key: record[key] for key in (*kept, *fingerprints)}
     facts["split"] = recipe.data.split.model_dump()
     splits.write(output)
     files.write_text(record_path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
@@ -175,14 +185,18 @@ def _labels(recipe: Recipe, survey: Survey) -> Iterator[Row]:
             yield {columns[0]: list(label) if survey.kind == "tags" else label}
 
 
-def _common(survey: Survey) -> Iterator[Row]:
-    table = survey.table
+def _common(recipe: Recipe, survey: Survey) -> Iterator[Row]:
+    """Yields the columns of split, group and time, where there are some."""
+    table, column = survey.table, recipe.data.time_column
     for row in range(len(table.names)):
         more: Row = {}
         if table.official is not None:
             more["split"] = table.official[row]
         if table.groups is not None:
-            more["group"] = table.groups[row].removeprefix("\0")
+            alone = table.groups[row].startswith("\0")
+            more["group"] = "" if alone else table.groups[row]
+        if table.times is not None and column is not None:
+            more[column] = "" if np.isnan(table.times[row]) else repr(float(table.times[row]))
         yield more
 
 
@@ -199,7 +213,7 @@ def _picture_rows(recipe: Recipe, survey: Survey, reencode: Path | None) -> Iter
         reencode.mkdir(parents=True, exist_ok=True)
     column = "path" if recipe.data.source != "image_csv" else recipe.data.image_column
     taken: set[str] = set()
-    pairs = zip(_labels(recipe, survey), _common(survey), strict=True)
+    pairs = zip(_labels(recipe, survey), _common(recipe, survey), strict=True)
     for row, (label, more) in enumerate(pairs):
         name = survey.table.names[row]
         if reencode is not None:
@@ -245,7 +259,9 @@ def _reencoded(survey: Survey, row: int, folder: Path, taken: set[str]) -> str:
 def _text_rows(recipe: Recipe, survey: Survey) -> Iterator[Row]:
     content, choice = survey.table.content, recipe.data
     assert isinstance(content, Texts)
-    for row, (label, more) in enumerate(zip(_labels(recipe, survey), _common(survey), strict=True)):
+    for row, (label, more) in enumerate(
+        zip(_labels(recipe, survey), _common(recipe, survey), strict=True)
+    ):
         made: Row = {}
         if choice.text_column:
             words = content.words
@@ -258,7 +274,8 @@ def _text_rows(recipe: Recipe, survey: Survey) -> Iterator[Row]:
 def _csv(rows: Sequence[Row], columns: Sequence[str] = ()) -> str:
     text = io.StringIO(newline="")
     fields = list(dict.fromkeys([*columns, *(key for row in rows[:1] for key in row)]))
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    # A lone carriage return in a text is quoted only if everything is.
+    writer = csv.DictWriter(text, fields, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

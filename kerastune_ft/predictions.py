@@ -308,7 +308,7 @@ def _read(run: Run, name: Document, content: Callable[[Mapping[str, Any]], _Cont
 
 def _own_split(run: Run, recipe: Recipe) -> Split:
     folds = recipe.train.folds > 1
-    splits = pooled(recipe) if folds else data.of_survey(recipe.data, relabelling.read(recipe))
+    splits = pooled(recipe) if folds else data.of_survey(recipe.data, relabelling.read(recipe, run))
     recorded = _read(run, "data", lambda record: record["split_fingerprint"])
     if splits.fingerprint != recorded:
         raise DataError(

@@ -136,7 +136,7 @@ class Cleaning(Section):
     exclude: Text | None = Field(
         default=None,
         description="A CSV file with a column `name` of examples to leave out, such as the "
-        "quarantine.csv of 'kft data clean'.",
+        "NAME-quarantine.csv of 'kft data clean'.",
     )
     text: TextCleaning = Field(default=TextCleaning(), description="What is mended in texts.")
 
@@ -445,12 +445,21 @@ _CLASS_TASKS = ("image_classification", "text_classification", "text_pair_classi
 def _labels(values: Values) -> Iterator[Mistake]:
     task = values("task", "name")
     if task in _CLASS_TASKS:
+        if (
+            values("data", "cleaning", "suspected_labels") != "keep"
+            and values("train", "hosts") > 1
+        ):
+            message = "hosts might judge labels differently; write a manifest with 'kft data clean'"
+            yield Mistake((("data", "cleaning", "suspected_labels"), ("train", "hosts")), message)
         return
     defaults = Cleaning()
     for key in ("suspected_labels", "label_spelling", "rename_labels", "fewest_per_class"):
         if values("data", "cleaning", key) != getattr(defaults, key):
             message = f"is for one class per example, and {task} has others"
             yield Mistake((("data", "cleaning", key), ("task", "name")), message)
+    if values("data", "split", "fewest_per_class"):
+        message = f"is for one class per example, and {task} has others"
+        yield Mistake((("data", "split", "fewest_per_class"), ("task", "name")), message)
 
 
 def _sampling(values: Values) -> Iterator[Mistake]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerastune_ft import ensembles, text_evaluation
-from kerastune_ft.data import table_files, tables, tokenizing
+from kerastune_ft.data import cleaning, table_files, tables, tokenizing
 from kerastune_ft.data.texts import Texts, Tokens, plan
 from kerastune_ft.errors import DataError
 from kerastune_ft.evaluation import EVALUATORS
@@ -89,7 +89,7 @@ def predict(
     asked = [row for path in paths for row in _rows(path, recipe)]
     if texts and recipe.data.pair_column:
         raise _pairs_wanted("--text", recipe)
-    asked += [_line(f"text {i}", text) for i, text in enumerate(texts, 1)]
+    asked += [_line(f"text {i}", text, recipe) for i, text in enumerate(texts, 1)]
     if not asked:
         raise DataError(
             "nothing to predict: expected a table, a file with a text per line, or texts."
@@ -184,12 +184,13 @@ def _rows(path: Path, recipe: Recipe) -> Iterator[_Asked]:
         return
     lines = table_files.decoded(table_files.read(path), data.encoding, path).split("\n")
     for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
-        yield _line(f"{name}:{number}", line.removesuffix("\r"))
+        yield _line(f"{name}:{number}", line.removesuffix("\r"), recipe)
 
 
-def _line(row: str, text: str) -> _Asked:
+def _line(row: str, text: str, recipe: Recipe) -> _Asked:
     text = table_files.mended(text)
-    return _Asked({"row": row, "text": text}, error=None if text.strip() else _NO_TEXT)
+    nothing = not cleaning.mended(text, recipe.data.cleaning.text).strip()
+    return _Asked({"row": row, "text": text}, error=_NO_TEXT if nothing else None)
 
 
 def _whole(path: Path, recipe: Recipe) -> _Asked:
@@ -199,7 +200,7 @@ def _whole(path: Path, recipe: Recipe) -> _Asked:
         text = table_files.decoded(table_files.read(path), recipe.data.encoding, path)
     except table_files.NoTextError as error:
         return _Asked({"row": name, "text": ""}, error=tables.printable(str(error)))
-    return _line(name, text)
+    return _line(name, text, recipe)
 
 
 def _table_rows(path: Path, name: str, recipe: Recipe) -> Iterator[_Asked]:
@@ -225,9 +226,15 @@ def _table_row(row: str, cells: Mapping[str, Any], recipe: Recipe) -> _Asked:
     shown = {"row": row, "text": _cell(value)}
     if data.pair_column:
         shown["pair"] = _cell(cells.get(data.pair_column))
+    rules = data.cleaning
+    if rules.missing_text == "constant" and data.text_column:  # as in training
+        for key in ("text", "pair"):
+            if key in shown and not shown[key].strip():
+                shown[key] = rules.missing_text_value
     error = None
     # Without a column of prompts, a text is written from nothing.
-    if not all(shown[key].strip() for key in ("text", "pair") if key in shown):
+    mended = [cleaning.mended(shown[key], rules.text) for key in ("text", "pair") if key in shown]
+    if not all(text.strip() for text in mended):
         error = _NO_TEXT if data.text_column else None
     elif words is not None and not all(word.strip() for word in words):
         error = "there is an empty word"

@@ -159,7 +159,7 @@ def _resume(run: Run, console: Console) -> Run:
             stack.enter_context(run.locked())
         run.sweep()
         resuming.show_changes(console, run)
-        splits = read(recipe, predictions.tokenizer_of(run))
+        splits = read(recipe, predictions.tokenizer_of(run), run)
         showing.show_data(console, splits)
         resuming.check_same_data(run, splits)
         if state is None:
@@ -338,14 +338,15 @@ _BUILDERS: dict[str, Callable[..., keras.Model]] = {
 }
 
 
-def read(recipe: Recipe, tokenizer: Tokenizer | None = None) -> Splits:
+def read(recipe: Recipe, tokenizer: Tokenizer | None = None, run: Run | None = None) -> Splits:
     """Reads and divides the data of a recipe, and makes tokens of texts.
 
     Args:
         recipe: From `resuming.resolved`.
         tokenizer: Of the run that is gone on with; None takes that of the weights.
+        run: That is gone on with.
     """
-    splits = data.of_survey(recipe.data, relabelling.read(recipe))
+    splits = data.of_survey(recipe.data, relabelling.read(recipe, run))
     # Labels may have been judged by a network: what was drawn for it must not move the run's.
     devices.set_seed(recipe.train.seed, recipe.train.deterministic)
     if TASKS[recipe.task.name].modality != "text":

@@ -14,6 +14,7 @@ from test_cli import kft, refused, write_recipe
 from kerastune_ft import data, recipe, starters
 from kerastune_ft.checks import relabelling, suspects
 from kerastune_ft.data import Survey
+from kerastune_ft.runs import Run
 
 
 @pytest.fixture
@@ -103,6 +104,24 @@ def test_suspected_labels_are_changed_in_training_alone(photos, monkeypatch, rul
     ]
     splits = data.of_survey(chosen.data, after)
     assert sum(map(len, splits.all)) == len(before.parts)
+
+
+@pytest.mark.parametrize("rule", ["drop", "relabel"])
+def test_labels_that_a_run_judged_are_not_judged_again(photos, monkeypatch, tmp_path, rule):
+    chosen = starters.recipe_of(photos, [f"data.cleaning.suspected_labels={rule}"])
+
+    def judge(recipe_, survey, progress, rows):
+        return _suspected(survey, rows[:4].tolist())
+
+    monkeypatch.setattr(suspects, "of_survey", judge)
+    first = data.of_survey(chosen.data, relabelling.read(chosen))
+    run = Run(tmp_path)
+    run.write_json("data", first.record())
+    monkeypatch.setattr(suspects, "of_survey", None)
+    again = data.of_survey(chosen.data, relabelling.read(chosen, run))
+    assert again.fingerprint == first.fingerprint
+    assert again.removed == first.removed
+    assert dict(again.relabelled) == dict(first.relabelled)
 
 
 def test_what_cannot_be_meant_together_is_refused():

@@ -104,6 +104,79 @@ def test_spellings_are_merged_and_labels_renamed(tmp_path):
         kept(path, rename_labels={"dgo": "x"})
 
 
+def test_signs_and_dashes_at_the_ends_of_names_stay(tmp_path):
+    labels = ["-1", "0", "1", "B", "B-", "_x", "x", "a b", "A_b"] * 2
+    path = table(tmp_path, [(f"text {i}", label) for i, label in enumerate(labels)])
+    merged = kept(path, label_spelling="merge").class_names
+    assert set(merged) == set(labels) - {"A_b"}
+
+
+def test_what_was_renamed_and_merged_is_scored_as_it_was_learned(tmp_path):
+    rows = [
+        (f"text {i}", label) for i, label in enumerate(["Cat"] * 5 + ["Catt"] * 2 + ["dog"] * 3)
+    ]
+    path = table(tmp_path, rows)
+    rules = {"rename_labels": {"Catt": "cat"}, "label_spelling": "merge"}
+    splits = kept(path, **rules)
+    assert splits.class_names == ("Cat", "dog")
+    split = data.load_all(section(path, cleaning=rules), splits.class_names, "class", "text")
+    assert split.labels.tolist() == splits.train.labels.tolist()
+
+
+def test_listed_texts_are_found_where_rows_have_moved(tmp_path):
+    rows = [(f"text {i % 6}", "ab"[i % 2]) for i in range(12)]
+    path = table(tmp_path, rows)
+    names = data.survey(section(path), "class", "text").table.names
+    listed = tmp_path / "q.csv"
+    listed.write_text("name\n" + "".join(f"{name}\n" for name in (names[7], names[4])))
+    path = table(tmp_path, [("first of all", "a"), *rows])
+    splits = kept(path, exclude=str(listed))
+    assert sorted(splits.train.content.first) == sorted(
+        ["first of all", *(f"text {i}" for i in range(6)), *(f"text {i}" for i in (0, 2, 3, 5))]
+    )
+
+
+def test_a_guessed_label_is_learned_from_and_never_scored(tmp_path):
+    rows = [(f"text {i}", "" if i % 4 == 0 else "ab"[i % 3 > 0]) for i in range(60)]
+    path = table(tmp_path, rows)
+    choice = section(path, cleaning={"missing_label": "most_frequent"})
+    splits = data.load(choice, "class", "text")
+    blank = {f"text {i}" for i in range(0, 60, 4)}
+    assert blank & set(splits.train.content.first)
+    assert not blank & set(splits.validation.content.first + splits.test.content.first)
+    gone = [row for row in splits.removed if row.reason == "missing_label"]
+    assert len(gone) + len(blank & set(splits.train.content.first)) == 15
+    assert splits.found == sum(map(len, splits.all)) + len(splits.removed)
+    scored = data.load_all(choice, splits.class_names, "class", "text")
+    assert len(scored) == 45
+
+
+def test_no_class_is_not_a_missing_label(tmp_path):
+    rows = [
+        (noise(tmp_path / f"{i}.png", i).name, ("dog", "", "cat;dog")[i % 3]) for i in range(12)
+    ]
+    path = table(tmp_path, rows, ("path", "label"))
+    choice = recipe.from_mapping(
+        {
+            "task": {"name": "image_multilabel"},
+            "backbone": {"name": "mobilenet_v2"},
+            "data": {
+                "source": "image_csv",
+                "path": str(path),
+                "cleaning": {"missing_label": "most_frequent"},
+            },
+        }
+    ).data
+    plain = choice.model_copy(update={"cleaning": recipe.Cleaning()})
+    assert data.load(choice, "classes").fingerprint == data.load(plain, "classes").fingerprint
+
+
+def test_the_word_nan_is_a_text(tmp_path):
+    path = table(tmp_path, [("Nan", "a"), ("two", "b"), ("three", "a"), ("", "b")])
+    splits = kept(path, missing_text="constant")
+    assert list(splits.train.content.first) == ["Nan", "two", "three", "(empty)"]
+
+
 def test_rare_classes_and_listed_examples_are_left_out(tmp_path):
     rows = [(f"text {i}", "a" if i < 6 else "b" if i < 12 else "c") for i in range(14)]
     path = table(tmp_path, rows)
@@ -182,6 +255,17 @@ def test_pictures_without_a_label_can_have_a_class_of_their_own(tmp_path):
     ("rules", "text", "wanted"),
     [
         ({"whitespace": True}, "  a \t b\u00a0\n c ", "a b c"),
+        (
+            {"html": True},
+            "a <bb and c> d <ada@x.org> <B class='x'>e</B>",
+            "a <bb and c> d <ada@x.org> e",
+        ),
+        ({"html": True}, "<!-- <!-- open", "<!-- <!-- open"),
+        (
+            {"control": True},
+            "one\x0ctwo\x85three \U0001f3f4\U000e0067",
+            "one two three \U0001f3f4\U000e0067",
+        ),
         ({"html": True}, "<p>a&amp;b<br/>c <b>d</b> 1 < 2 <!-- x --></p>", " a&b c d 1 < 2 "),
         ({"control": True}, "\ufeffa\x07\u200bb\u200d\tc\n", "ab\u200d\tc\n"),
         ({"unicode": "nfc"}, "cafe\u0301 \ufb01", "café \ufb01"),
@@ -203,7 +287,9 @@ def test_mended_texts_are_what_training_and_predictions_see(tmp_path):
     rows = [(f"<b>text</b>  {i}", "ab"[i % 2]) for i in range(12)] + [("<br>", "a")]
     splits = kept(table(tmp_path, rows), text={"html": True, "whitespace": True})
     assert set(splits.train.content.first) == {f"text {i}" for i in range(12)}
-    assert {f.kind: f.count for f in splits.findings} == {"mended_text": 13, "empty_text": 1}
+    assert {f.kind: f.count for f in splits.findings} == {"mended_text": 13, "removed": 1}
+    with pytest.raises(DataError, match=r"cleaning\.text leaves nothing of 'a\.csv:13#"):
+        load(tmp_path / "a.csv", **ALL, on_error="stop", cleaning={"text": {"html": True}})
     words = Texts(("a <b>",), None, (("a", "<b>"),))
     rules = recipe.TextCleaning(html=True)
     assert cleaning.mended_texts(words, rules).words == (("a", "<b>"),)  # a tag for every word
@@ -294,6 +380,56 @@ def test_reencoded_pictures_are_upright_rgb_in_a_new_folder(tmp_path):
     assert not any(f.kind == "extension_mismatch" for f in splits.findings)
     with pytest.raises(DataError, match="is not empty; nothing is overwritten"):
         run("clean", root, "--output", tmp_path / "d.csv", "--reencode", copies_)
+
+
+def test_a_manifest_is_read_again_by_the_recipe_it_was_made_with(tmp_path):
+    rows = [
+        (noise(tmp_path / f"site{i // 6}-{i}.png", i).name, ("cat", "Catt")[i % 2 and i % 3 == 0])
+        if i % 2
+        else (noise(tmp_path / f"site{i // 6}-{i}.png", i).name, "dog")
+        for i in range(48)
+    ]
+    path = table(tmp_path, rows, ("path", "label"))
+    settings = {"group_pattern": "site[0-9]+", "cleaning": {"rename_labels": {"Catt": "cat"}}}
+    done = run(
+        "clean", path, "data.group_pattern=site[0-9]+", "data.cleaning.rename_labels={Catt: cat}",
+        "--output", tmp_path / "c.csv",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    printed = done.output.split("kft fit RECIPE ")[1].split()
+    (tmp_path / "r.yaml").write_text(
+        "backbone: {name: mobilenet_v2}\n"
+        f"data: {{source: image_csv, path: {path}, group_pattern: 'site[0-9]+',\n"
+        "  cleaning: {rename_labels: {Catt: cat}}}\n"
+    )
+    again = data.load(recipe.load(tmp_path / "r.yaml", printed).data)
+    assert again.fingerprint == load(path, "image_csv", **settings).fingerprint
+
+
+def test_times_and_carriage_returns_survive_a_manifest(tmp_path):
+    rows = [(f"text {i}\rmore", "ab"[i % 2], f"2026-01-{i + 1:02d}") for i in range(20)]
+    path = tmp_path / "a.jsonl"
+    lines = (json.dumps(dict(zip(("text", "label", "day"), row, strict=True))) for row in rows)
+    path.write_text("\n".join(lines))
+    (tmp_path / "r.yaml").write_text(
+        "task: {name: text_classification}\nbackbone: {name: bert, weights: none}\n"
+        f"data: {{source: jsonl, path: {path}, time_column: day}}\n"
+    )
+    done = run("clean", tmp_path / "r.yaml", "--output", tmp_path / "c.csv")
+    assert done.exit_code == 0, done.output
+    one = load(path, "jsonl", time_column="day")
+    other = load(tmp_path / "c.csv", time_column="day")
+    for part in ("train", "validation", "test"):
+        assert getattr(one, part).content.first == getattr(other, part).content.first
+
+
+def test_texts_emptied_by_mending_are_in_the_quarantine(tmp_path):
+    rows = [(f"text {i}", "ab"[i % 2]) for i in range(8)] + [("<br>", "a"), ("<p></p>", "b")]
+    path = table(tmp_path, rows)
+    done = run("clean", path, "data.cleaning.text.html=true", "--output", tmp_path / "c.csv")
+    assert "10 found = 8 kept + 2 left out" in done.output
+    gone = list(csv.DictReader((tmp_path / "c-quarantine.csv").open()))
+    assert [row["reason"] for row in gone] == ["empty_text", "empty_text"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

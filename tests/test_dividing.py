@@ -95,7 +95,10 @@ def test_near_copies_stay_together_if_asked(tmp_path):
 def test_a_copy_in_official_splits_is_refused_with_its_names_unless_told_otherwise(tmp_path):
     for part, count in (("train", 12), ("test", 4)):
         for number in range(count):
-            noise(tmp_path / part / "ab"[number % 2] / f"{number}.png", hash((part, number)) % 999)
+            noise(
+                tmp_path / part / "ab"[number % 2] / f"{number}.png",
+                number + 100 * (part == "test"),
+            )
     shutil.copy(tmp_path / "test/a/2.png", tmp_path / "train/a/copied.png")
     with pytest.raises(DataError) as caught:
         load(tmp_path, "image_folder", split={"validation": 0.0})
@@ -192,6 +195,104 @@ def test_every_part_has_its_fewest_of_each_class_or_it_is_refused(tmp_path, seed
         assert min(part["per_class"].values()) >= 3
     with pytest.raises(DataError, match=r"fewest_per_class is 4, but 'rare' has \d in "):
         load(path, split={"fewest_per_class": 4, "seed": seed})
+
+
+@pytest.mark.parametrize("kind", ["time", "official", "near", "file"])
+def test_the_fewest_never_undo_the_division(tmp_path, kind):
+    rows = [(f"text {i}", "rare" if i >= 92 else "common", f"{i}") for i in range(100)]
+    columns, settings = ("text", "label", "day"), {}
+    if kind == "time":
+        settings = {"time_column": "day"}
+        rows = [(text, "rare" if i % 12 == 0 else "common", day)
+                for i, (text, _, day) in enumerate(rows)]  # fmt: skip
+    elif kind == "official":
+        rows = [(text, label, "test" if 70 <= i < 92 else "train") for i, (text, label, _) in
+                enumerate(rows)]  # fmt: skip
+        columns = ("text", "label", "split")
+    elif kind == "near":  # every rare text has a near copy: none of them can be moved alone
+        rows = [(f"the {i} long sentence about number {i // 2}", label, "") if label == "rare"
+                else (text, label, "") for i, (text, label, _) in enumerate(rows)]  # fmt: skip
+        settings = {"split": {"keep_together": "near"}}
+    path = table(tmp_path, rows, columns)
+    if kind == "file":
+        load(path, split={"stratify": False, "seed": 3}).write(tmp_path / "s.csv")
+        settings = {"split": {"file": str(tmp_path / "s.csv")}}
+    before = where(load(path, **settings))
+    settings["split"] = {**settings.get("split", {}), "fewest_per_class": 4}
+    with pytest.raises(DataError, match=r"fewest_per_class is 4, but 'rare' has \d in"):
+        load(path, **settings)
+    settings["split"]["fewest_per_class"] = 0
+    assert where(load(path, **settings)) == before
+
+
+def test_the_fewest_are_of_one_class_per_example():
+    mapping = {
+        "task": {"name": "image_regression"},
+        "backbone": {"name": "mobilenet_v2"},
+        "data": {"source": "image_csv", "path": "x", "split": {"fewest_per_class": 2}},
+    }
+    with pytest.raises(RecipeError, match="fewest_per_class: is for one class per example"):
+        recipe.from_mapping(mapping)
+
+
+def test_frames_of_one_camera_take_no_square_of_their_number():
+    from kerastune_ft.data.looks import Look, Looks
+    from kerastune_ft.data.tables import Files, Table
+
+    n, rng = 6000, np.random.default_rng(0)
+    scene = rng.integers(60, 190, 256).astype(np.uint8)
+    looks = [
+        Look(i.to_bytes(16, "little"), 1, 64, 64, "RGB", 100.0, 30.0, 90.0, 9.0,
+             0b1010 if i % 3 else 0b1011, (scene + i % 2).tobytes())
+        for i in range(n)
+    ]  # fmt: skip
+    names = tuple(f"{i:05d}.jpg" for i in range(n))
+    flags = np.zeros(n, bool)
+    frames = Table(names, ("a",) * n, None, ("a",), Files(names, flags.astype(np.uint8), flags),
+                   (), n, looks=Looks.joined(looks))  # fmt: skip
+    pairs = copies.near_pairs(frames)
+    assert len(pairs) < 1.1 * n
+    assert len(np.unique(copies.families(n, np.arange(n), pairs))) == 1
+
+
+def test_texts_of_one_template_take_no_square_of_their_number(tmp_path):
+    rows = [(f"your order number {i:06d} has been shipped to you today, thank you for your order",
+             "ab"[i % 2]) for i in range(1500)]  # fmt: skip
+    found = data.survey(section(table(tmp_path, rows), split={"keep_together": "near"}), "class",
+                        "text")  # fmt: skip
+    assert len(found.near) < 1.1 * len(rows)
+
+
+def test_what_is_dropped_after_dividing_may_be_dropped_again(tmp_path):
+    rows = [(f"text {i}", "ab"[i % 2], "train" if i < 30 else "test") for i in range(40)]
+    rows.append(("text 35", "b", "train"))
+    path = table(tmp_path, rows, ("text", "label", "split"))
+    first = load(path, leakage="drop")
+    assert len(first.removed) == 1
+    run = tmp_path / "run"
+    run.mkdir()
+    first.write(run / "splits.csv")
+    (run / "data.json").write_text(json.dumps(first.record()))
+    again = load(path, leakage="drop", split={"file": str(run / "splits.csv")})
+    assert again.fingerprint == first.fingerprint
+    assert again.contents == first.contents is not None
+
+
+def test_copies_in_validation_and_test_are_told(tmp_path):
+    rows = [(f"text {i}", "ab"[i % 2], ("train", "val", "test")[i % 3]) for i in range(60)]
+    rows.append(("text 1", "b", "test"))
+    splits = load(table(tmp_path, rows, ("text", "label", "split")))
+    assert [(f.kind, f.severity, f.count) for f in splits.findings] == [
+        ("held_out_twice", "warn", 1)
+    ]
+
+
+def test_times_may_be_missing_in_parquet(tmp_path):
+    days = [float(i) if i % 5 else None for i in range(50)]
+    frame = pd.DataFrame({"text": [f"t {i}" for i in range(50)], "label": ["a", "b"] * 25})
+    frame.assign(day=days).to_parquet(tmp_path / "a.parquet")
+    splits = load(tmp_path / "a.parquet", "parquet", time_column="day")
+    assert [(f.kind, f.count) for f in splits.findings] == [("no_time", 10)]
 
 
 def test_a_file_of_splits_is_followed_and_held_against_the_data(tmp_path):

@@ -8,7 +8,7 @@ Validation and test keep theirs: to leave out there what a model finds hard woul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,20 +23,29 @@ from kerastune_ft.tasks import TASKS
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
+    from kerastune_ft.runs import Run
+
+_RULE = "suspected_labels"
 
 
-def read(recipe: Recipe) -> Survey:
+def read(recipe: Recipe, run: Run | None = None) -> Survey:
     """Reads, cleans and divides the data of a recipe; refuses nothing that can be read.
 
     Args:
         recipe: From `recipe.load`, or of a run.
+        run: That has read the data before: its labels were judged then, and are not judged again,
+            which another machine or precision might do otherwise.
 
     Raises:
         DataError: If nothing can be read, or cannot be divided as asked.
         WeightsError: If labels are to be judged and the pre-trained weights cannot be had.
     """
     task = TASKS[recipe.task.name]
-    return cleaned(recipe, data.survey(recipe.data, task.labels, task.modality))
+    survey = data.survey(recipe.data, task.labels, task.modality)
+    if run is None or not run.has("data"):
+        return cleaned(recipe, survey)
+    record = run.read_json("data")
+    return _judged_before(survey, record.get("removed", ()), record.get("relabelled", {}))
 
 
 def cleaned(
@@ -60,24 +69,49 @@ def cleaned(
     training = np.flatnonzero(survey.parts == "train")
     found = suspects.of_survey(recipe, survey, progress, rows=training)
     names = survey.table.class_names
-    said = {
-        int(row): f"labelled '{names[int(given)]}', looks like '{names[int(better)]}'"
+    pairs = {
+        int(row): (names[int(given)], names[int(better)])
         for row, given, better in zip(found.rows, found.given, found.suggested, strict=True)
     }
-    if rule == "drop":
-        return survey.without({row: ("suspected_labels", why) for row, why in said.items()})
-    if not said:
+    if rule == "relabel":
+        return _relabelled(survey, {row: better for row, (_, better) in pairs.items()})
+    said = {
+        row: (_RULE, f"labelled '{given}', looks like '{better}'")
+        for row, (given, better) in pairs.items()
+    }
+    return survey.without(said)
+
+
+def _judged_before(
+    survey: Survey, removed: Sequence[Mapping[str, str]], relabelled: Mapping[str, str]
+) -> Survey:
+    rows = {name: row for row, name in enumerate(survey.table.names)}
+    changed = {rows[name]: label for name, label in relabelled.items() if name in rows}
+    survey = _relabelled(survey, changed)
+    gone = {
+        rows[said["name"]]: (_RULE, said["detail"])
+        for said in removed
+        if said["reason"] == _RULE and said["name"] in rows
+    }
+    return survey.without(gone)
+
+
+def _relabelled(survey: Survey, better: Mapping[int, str]) -> Survey:
+    if not better:
         return survey
     labels = list(survey.table.labels)
-    for row, better in zip(found.rows, found.suggested, strict=True):
-        labels[int(row)] = names[int(better)]
-    changed = finding(
-        "renamed_label",
-        "note",
-        "suspected training labels replaced by those they look like",
-        [survey.table.names[row] for row in said],
-        details=list(said.values()),
-    )
+    details = []
+    for row, label in better.items():
+        details.append(f"{labels[row]} -> {label}")
+        labels[row] = label
+    names = [survey.table.names[row] for row in better]
+    message = "suspected training labels replaced by those they look like"
+    changed = finding("renamed_label", "note", message, names, details=details)
     table = replace(survey.table, labels=tuple(labels))
-    encoded = LABELS[survey.kind].encode(table.labels, table.class_names)
-    return replace(survey, table=table, labels=encoded, findings=(*survey.findings, changed))
+    return replace(
+        survey,
+        table=table,
+        labels=LABELS[survey.kind].encode(table.labels, table.class_names),
+        findings=(*survey.findings, changed),
+        relabelled=dict(zip(names, better.values(), strict=True)),
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,6 +86,8 @@ class Splits:
         path: What it read.
         found: Examples there were before some were left out.
         removed: What the rules of `data.cleaning` left out.
+        relabelled: Examples whose label was replaced, each with the new one.
+        contents: sha256 of which example has which content; see `dividing.contents`.
     """
 
     kind: Kind
@@ -100,6 +102,8 @@ class Splits:
     path: str
     found: int
     removed: tuple[cleaning.Removed, ...] = ()
+    relabelled: Mapping[str, str] = field(default_factory=dict)
+    contents: str | None = None
 
     @property
     def all(self) -> tuple[Split, Split, Split]:
@@ -140,12 +144,14 @@ class Splits:
                 "removed": len(self.removed),
             },
             "removed": [row._asdict() for row in self.removed],
+            **({"relabelled": dict(self.relabelled)} if self.relabelled else {}),
             "labels": self.kind,
             "class_names": list(self.class_names),
             "class_names_sha256": label_contract(self.class_names),
             **self._target_records(),
             "splits": {split.name: self._split_record(split) for split in self.all},
             "split_fingerprint": self.fingerprint,
+            "content_fingerprint": self.contents,
             "findings": [finding.record() for finding in self.findings],
         }
 
@@ -239,6 +245,8 @@ def of_survey(data: Data, found: Survey) -> Splits:
         path=data.path,
         found=table.found,
         removed=found.removed,
+        relabelled=found.relabelled,
+        contents=dividing.contents(table),
     )
 
 
@@ -256,6 +264,7 @@ class Survey:
         first: For each example the row of the first one of the same content, `(n,)`.
         near: Pairs of rows that are nearly the same, `(k, 2)`. Of texts they are looked for only
             where the recipe keeps them together.
+        relabelled: Examples whose label was replaced after dividing, each with the new one.
     """
 
     kind: Kind
@@ -266,6 +275,7 @@ class Survey:
     removed: tuple[cleaning.Removed, ...]
     first: NDArray[np.int64]
     near: NDArray[np.int64]
+    relabelled: Mapping[str, str] = field(default_factory=dict)
 
     def without(self, gone: Mapping[int, tuple[str, str]]) -> Survey:
         """Returns the survey without some examples.
@@ -311,8 +321,11 @@ def survey(data: Data, kind: Kind = "class", modality: Modality = "image") -> Su
         near = copies.near_pairs(table)
     parts, odd = dividing.divide(data, table, how, labels, first, near)
     found = Survey(kind, table, labels, parts, (*table.findings, *said, *odd), removed, first, near)
+    held = [row for row in np.flatnonzero(parts != "train") if table.names[row] in table.guessed]
+    why = ("missing_label", "without a label it cannot be scored on")
+    found = found.without({int(row): why for row in held})
     if data.leakage == "drop":
-        found = found.without(leakage.leaked_rows(table, parts, first))
+        found = found.without(leakage.leaked_rows(found.table, found.parts, found.first))
     leaks = leakage.findings(data, found.table, found.parts, found.first, found.near)
     return replace(found, findings=(*found.findings, *leaks))
 
@@ -336,6 +349,9 @@ def load_all(
         DataError: If the data has a class that the model does not know.
     """
     how = LABELS[kind]
+    if data.cleaning.missing_label == "most_frequent":  # a guess is nothing to score on
+        rules = data.cleaning.model_copy(update={"missing_label": "drop"})
+        data = data.model_copy(update={"cleaning": rules})
     table = cleaning.mended_table(_table(data, how, modality), data.cleaning, how, class_names)
     present = {name for label in table.labels for name in how.classes(label)}
     unknown = sorted(present - set(class_names), key=natural)

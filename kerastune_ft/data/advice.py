@@ -169,6 +169,11 @@ ADVICE: dict[str, Advice] = {
         "data.split.keep_together=near for splits of kft's own; else move them to one side, or "
         "data.cleaning.near_duplicates=first.",
     ),
+    "held_out_twice": Advice(
+        "Copies in validation and test",
+        "Early stopping and thresholds are chosen on part of what is scored in the end.",
+        "data.cleaning.duplicates=first keeps the one in test.",
+    ),
     "leaked_groups": Advice(
         "Groups on both sides of the splits",
         "Scores tell how well known groups are recognised, not new ones: they are too good.",

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from kerastune_ft.data import copies, table_files
 from kerastune_ft.data.labels import Label, LabelKind, natural
+from kerastune_ft.data.looks import BLANK
 from kerastune_ft.data.tables import Finding, Findings, Table, finding, first_few
 from kerastune_ft.data.texts import Texts
 from kerastune_ft.errors import DataError, did_you_mean
@@ -31,12 +32,24 @@ from kerastune_ft.errors import DataError, did_you_mean
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Cleaning, Data, TextCleaning
 
-_BLANK = 2.0  # contrast, of 0..127.5
-_TAG = re.compile(r"<(?:!--.*?--|/?[a-zA-Z][^<>]*)>", re.DOTALL)
+TAGS = (
+    "a|abbr|b|big|blockquote|body|br|center|code|dd|div|dl|dt|em|font|footer|form|h[1-6]|head|"
+    "header|hr|html|i|iframe|img|input|label|li|link|meta|nav|ol|option|p|pre|s|script|section|"
+    "small|span|strong|style|sub|sup|table|tbody|td|th|thead|title|tr|tt|u|ul|video"
+)
+"""Names of HTML's tags, for a regular expression; what else stands in angles is text."""
+_TAG = re.compile(rf"</?(?:{TAGS})(?:\s[^<>]*)?/?>|<!doctype[^<>]*>", re.IGNORECASE)
 _BREAK = re.compile(r"<(?:br|p|div|li|tr|h[1-6])\b[^<>]*>", re.IGNORECASE)
 _SPACES = re.compile(r"\s+")
+_BETWEEN = re.compile(r"(?<=\w)[\s_-]+(?=\w)")
 _KEPT_CONTROLS = "\t\n\r"
-_JOINERS = "\u200c\u200d"  # zero-width, but part of words in Persian, Hindi and emoji
+_PAUSES = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"  # that end lines and pages: words stand on both sides
+# Invisible. Not the joiners U+200C and U+200D, which are part of words and emoji, nor marks of
+# Arabic numbers and the tags of flags, which are seen.
+_INVISIBLE = frozenset(
+    "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2061\u2062\u2063\u2064"
+    "\u2066\u2067\u2068\u2069\u206a\u206b\u206c\u206d\u206e\u206f\ufeff\ufff9\ufffa\ufffb"
+)
 _HELD_FIRST = {"test": 0, "validation": 1, "train": 2}
 
 
@@ -81,7 +94,7 @@ def clean(table: Table, data: Data, kind: LabelKind) -> Cleaned:
     findings: list[Finding] = []
     table = _mend_texts(table, rules, findings)
     table = _mend_labels(table, rules, kind, findings)
-    removed: list[Removed] = []
+    table, removed = _without_emptied(table, data)
     steps: tuple[Callable[[Table, Cleaning], Iterator[tuple[int, str, str]]], ...] = (
         _excluded,
         _blank,
@@ -107,6 +120,8 @@ def mended_table(
 ) -> Table:
     """Returns data to score a trained model on, mended as what it was trained on; all is kept.
 
+    A text of which nothing is left stays, as an empty one.
+
     Args:
         table: The data.
         rules: Of the run.
@@ -116,13 +131,12 @@ def mended_table(
     findings: list[Finding] = []
     table = _mend_texts(table, rules, findings)
     if kind.name == "class":
-        known = dict.fromkeys(class_names, 1)
-        renamed = dict(rules.rename_labels)
+        labels = [rules.rename_labels.get(str(label), str(label)) for label in table.labels]
         if rules.label_spelling == "merge":
-            other = spellings({**dict.fromkeys(map(str, table.labels), 0), **known})
-            renamed = {**other, **renamed}
-        labels = tuple(renamed.get(str(label), label) for label in table.labels)
-        table = replace(table, labels=labels)
+            known = dict.fromkeys(class_names, 1)
+            better = spellings({**dict.fromkeys(labels, 0), **known})
+            labels = [better.get(label, label) for label in labels]
+        table = replace(table, labels=tuple(labels))
     return replace(table, findings=(*table.findings, *findings))
 
 
@@ -157,9 +171,11 @@ def mended(text: str, rules: TextCleaning) -> str:
 
         text = ftfy.fix_encoding(text)
     if rules.html:
-        text = html.unescape(_TAG.sub("", _BREAK.sub(" ", text)))
+        text = html.unescape(_TAG.sub("", _BREAK.sub(" ", _without_comments(text))))
     if rules.control:
-        text = "".join(letter for letter in text if not _is_control(letter))
+        text = "".join(
+            " " if letter in _PAUSES else letter for letter in text if not _is_control(letter)
+        )
     if rules.unicode != "none":
         text = unicodedata.normalize("NFC" if rules.unicode == "nfc" else "NFKC", text)
     if rules.whitespace:
@@ -197,8 +213,10 @@ def filled(
     labels: Sequence[str],
     findings: Findings,
     names: Sequence[str],
-) -> list[Mapping[str, Any]]:
+) -> tuple[list[Mapping[str, Any]], frozenset[int]]:
     """Returns the rows of a table with missing texts and labels filled in as the rules say.
+
+    Where several classes stand in one column an empty cell is none of them, and not missing.
 
     Args:
         rows: Cells by column.
@@ -208,33 +226,50 @@ def filled(
         labels: Columns of labels.
         findings: Receives what was filled in.
         names: Of the rows.
+
+    Returns:
+        The rows, and which of them got the commonest label: a guess, to be learned from but not
+        to be scored on.
     """
+    guessed: set[int] = set()
     wanted = [(column, rules.missing_text, rules.missing_text_value) for column in texts if column]
     wanted += [(column, rules.missing_label, rules.missing_label_value) for column in labels]
     made = list(rows)
     for column, rule, constant in wanted:
         if rule == "drop" or not any(column in cells for cells in made):
             continue
-        missing = [i for i, cells in enumerate(made) if is_missing(cells.get(column))]
+        label = column in labels
+        if label and kind.name == "classes" and len(labels) == 1:
+            missing = [i for i, cells in enumerate(made) if _says_nan(cells.get(column))]
+        else:
+            missing = [i for i, cells in enumerate(made) if is_missing(cells.get(column), label)]
         if not missing:
             continue
+        if label and rule == "most_frequent":
+            guessed.update(missing)
         numbers = column in labels and kind.name == "numbers"
         value = constant if rule == "constant" else _commonest(made, column, numbers)
         for row in missing:
             made[row] = {**made[row], column: value}
-            message = f"cells without a {'label' if column in labels else 'text'}, filled in"
+            message = f"cells without a {'label' if label else 'text'}, filled in"
             shown = value if len(str(value)) < 40 else f"{str(value)[:39]}…"
             findings.add(
                 "filled_in", "note", f"{message} with '{shown}' (column {column})", names[row]
             )
-    return made
+    return made, frozenset(guessed)
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a cell has no value: nothing, not a number, or blanks."""
+def is_missing(value: Any, label: bool = False) -> bool:
+    """Whether a cell has no value: nothing, blanks, or of labels the word NaN."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return True
-    return isinstance(value, str) and value.strip().lower() in ("", "nan")
+    return isinstance(value, str) and (not value.strip() or (label and _says_nan(value)))
+
+
+def _says_nan(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() == "nan"
+    return value is None or (isinstance(value, float) and np.isnan(value))
 
 
 def spellings(counts: Mapping[str, int]) -> dict[str, str]:
@@ -249,7 +284,8 @@ def spellings(counts: Mapping[str, int]) -> dict[str, str]:
     kinds: dict[str, list[str]] = {}
     for name in counts:
         plain = unicodedata.normalize("NFKC", name).casefold()
-        kinds.setdefault(re.sub(r"[\s_-]+", " ", plain).strip(), []).append(name)
+        # A sign or a dash at an end is part of the name: -1 is not 1, and B- is not B.
+        kinds.setdefault(_BETWEEN.sub(" ", plain).strip(), []).append(name)
     found = {}
     for names in kinds.values():
         best = max(sorted(names, key=natural), key=lambda name: counts[name])
@@ -258,7 +294,7 @@ def spellings(counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def _commonest(rows: Sequence[Mapping[str, Any]], column: str, numbers: bool) -> Any:
-    known = [cells.get(column) for cells in rows if not is_missing(cells.get(column))]
+    known = [cells.get(column) for cells in rows if not is_missing(cells.get(column), True)]
     if not known:
         raise DataError(f"column '{column}': every cell is empty; there is nothing to fill in.")
     if numbers:
@@ -272,10 +308,21 @@ def _commonest(rows: Sequence[Mapping[str, Any]], column: str, numbers: bool) ->
     return next(cell for cell in known if str(cell) == value)
 
 
+def _without_comments(text: str) -> str:
+    parts, place = [], 0
+    while (start := text.find("<!--", place)) >= 0:
+        end = text.find("-->", start + 4)
+        if end < 0:
+            break
+        parts.append(text[place:start])
+        place = end + 3
+    return "".join([*parts, text[place:]])
+
+
 def _is_control(letter: str) -> bool:
-    if letter in _KEPT_CONTROLS or letter in _JOINERS:
+    if letter in _KEPT_CONTROLS or letter in _PAUSES:
         return False
-    return unicodedata.category(letter) in ("Cc", "Cf")
+    return letter in _INVISIBLE or unicodedata.category(letter) == "Cc"
 
 
 def _mend_texts(table: Table, rules: Cleaning, findings: list[Finding]) -> Table:
@@ -292,14 +339,23 @@ def _mend_texts(table: Table, rules: Cleaning, findings: list[Finding]) -> Table
     if changed:
         message = "texts mended by data.cleaning.text"
         findings.append(finding("mended_text", "note", message, changed))
-    table = replace(table, content=made)
-    empty = [row for row, text in enumerate(made.first) if not text.strip()]
-    if empty:
-        message = "texts that are empty once they are mended, left out"
-        gone = [table.names[row] for row in empty]
-        findings.append(finding("empty_text", "fail", message, gone))
-        table = without(table, empty)
-    return table
+    return replace(table, content=made)
+
+
+def _without_emptied(table: Table, data: Data) -> tuple[Table, list[Removed]]:
+    """Leaves out the texts of which mending left nothing, or refuses them under `stop`."""
+    texts = table.content
+    if not isinstance(texts, Texts) or not mends(data.cleaning.text) or not any(texts.first):
+        return table, []
+    empty = [row for row, text in enumerate(texts.first) if not text.strip()]
+    names = [table.names[row] for row in empty]
+    if names and data.on_error == "stop":
+        raise DataError(
+            f"{data.path}: data.cleaning.text leaves nothing of {first_few(names)} and "
+            "data.on_error is 'stop'; set data.on_error=skip to go on without them."
+        )
+    gone = [Removed(name, "empty_text", "nothing is left once it is mended") for name in names]
+    return without(table, empty) if empty else table, gone
 
 
 def _mend_labels(table: Table, rules: Cleaning, kind: LabelKind, findings: list[Finding]) -> Table:
@@ -358,17 +414,27 @@ def _excluded(table: Table, rules: Cleaning) -> Iterator[tuple[int, str, str]]:
             f"data.cleaning.exclude: {path}: no column 'name'; the columns are "
             f"{first_few(listed.columns, 20)}."
         )
-    names = set(listed["name"])
-    # A table that was moved, or saved by another program, has other line numbers but these texts.
+    wanted = dict.fromkeys(listed["name"])
     for row, name in enumerate(table.names):
-        if name in names:
+        if name in wanted:
+            del wanted[name]
             yield row, "exclude", f"listed in {path.name}"
+    # A text has a digest behind the number of its row, and is known by it in a table whose rows
+    # have moved. Of several alike those at the end go.
+    moved = Counter(name.rpartition("#")[2] for name in wanted if "#" in name)
+    taken = set(listed["name"])
+    for row in reversed(range(len(table.names))):
+        name = table.names[row]
+        digest = name.rpartition("#")[2]
+        if "#" in name and name not in taken and moved[digest]:
+            moved[digest] -= 1
+            yield row, "exclude", f"the same text is listed in {path.name}"
 
 
 def _blank(table: Table, rules: Cleaning) -> Iterator[tuple[int, str, str]]:
     if rules.blank == "keep" or table.looks is None:
         return
-    for row in np.flatnonzero(table.looks.contrast < _BLANK):
+    for row in np.flatnonzero(table.looks.contrast < BLANK):
         yield int(row), "blank", f"contrast {table.looks.contrast[row]:.1f}"
 
 

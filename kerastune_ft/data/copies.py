@@ -12,9 +12,11 @@ format; texts if four fifths of their pieces of five letters are the same.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,8 @@ _BITS = 4  # of 64 in which two hashes of one picture may differ
 _DIFFERENCE = 6.0  # between thumbnails, in levels of 0..255, on average
 _CORRELATION = 0.97
 _LIT = 4.0  # contrast below which a picture is blank, and like every other blank one
-_CROWD = 400  # different hashes in one band: a set of such likeness has no copies to be found
+_CROWD = 200  # neighbours that a picture is compared with in one band
+_KINDS = 50  # firsts of their kind that an example is compared with
 _PIECE = 5  # letters
 _ALIKE = 0.8  # Jaccard similarity of pieces
 _SHORTEST = 20  # letters, below which one word makes the difference
@@ -50,8 +53,9 @@ def identities(table: Table) -> NDArray[np.int64]:
 def near_pairs(table: Table) -> NDArray[np.int64]:
     """Returns pairs of rows that are nearly the same but not identical, `int64 (k, 2)`.
 
-    Of examples of the same content only the first one is compared. The first row of a pair is the
-    smaller one, and pairs are in order.
+    Of examples of the same content only the first one is compared, and of many that are alike each
+    with the first one: there are fewer pairs than examples or not many more. The first row of a
+    pair is the smaller one, and pairs are in order.
     """
     unique = np.unique(identities(table))
     if isinstance(table.content, Texts):
@@ -151,35 +155,53 @@ def _plain_texts(texts: Texts) -> list[str]:
 
 
 def _near_pictures(looks: Looks, rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yields each picture that is nearly another with the first of its kind.
+
+    Pictures of one hash are compared with the first of each kind among them alone, and those with
+    other hashes a band at a time, with at most `_CROWD` neighbours: frames of one camera would
+    otherwise take the square of their number.
+    """
     rows = rows[looks.contrast[rows] >= _LIT]
-    hashes = looks.phash[rows]
+    heads: list[int] = []
+    for members in _grouped(rows, looks.phash[rows]):
+        kinds = [int(members[0])]
+        for row in members[1:].tolist():
+            same = _same_thumbnails(looks.thumbnail[row], looks.thumbnail[kinds[:_KINDS]])
+            if same.any():
+                yield kinds[int(same.argmax())], row
+            else:
+                kinds.append(row)
+        heads += kinds
+    first = np.sort(np.asarray(heads, np.int64))
     seen: set[tuple[int, int]] = set()
     width = 64 // _BANDS + 1
     for band in range(_BANDS):
-        keys = (hashes >> np.uint64(band * width)) & np.uint64((1 << width) - 1)
-        order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order][:1] + np.uint64(1)))
-        for members in np.split(order, starts[1:]) if len(order) else ():
+        keys = (looks.phash[first] >> np.uint64(band * width)) & np.uint64((1 << width) - 1)
+        for members in _grouped(first, keys):
             if len(members) > 1:
-                seen |= _alike_in(looks, rows[members], members)
+                seen |= _alike_in(looks, members[np.argsort(looks.phash[members], kind="stable")])
     yield from seen
 
 
-def _alike_in(
-    looks: Looks, rows: NDArray[np.int64], members: NDArray[np.int64]
-) -> set[tuple[int, int]]:
+def _grouped(rows: NDArray[np.int64], keys: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """Returns the rows of each key, in their order."""
+    if not len(rows):
+        return []
+    order = np.argsort(keys, kind="stable")
+    cuts = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
+    return np.split(rows[order], cuts)
+
+
+def _alike_in(looks: Looks, rows: NDArray[np.int64]) -> set[tuple[int, int]]:
     """Returns the pairs of some rows whose hashes and thumbnails agree."""
     found: set[tuple[int, int]] = set()
-    if len(np.unique(looks.phash[rows])) > _CROWD:
-        return found
-    for place in range(len(rows) - 1):
-        others = rows[place + 1 :]
-        different = np.bitwise_count(looks.phash[rows[place]] ^ looks.phash[others])
+    for place, one in enumerate(rows[:-1].tolist()):
+        others = rows[place + 1 : place + 1 + _CROWD]
+        different = np.bitwise_count(looks.phash[one] ^ looks.phash[others])
         close = others[different <= _BITS]
         if len(close):
-            same = close[_same_thumbnails(looks.thumbnail[rows[place]], looks.thumbnail[close])]
-            one = int(rows[place])
-            found |= {(min(one, int(other)), max(one, int(other))) for other in same}
+            same = close[_same_thumbnails(looks.thumbnail[one], looks.thumbnail[close])]
+            found |= {(min(one, other), max(one, other)) for other in same.tolist()}
     return found
 
 
@@ -214,10 +236,13 @@ def _near_texts(texts: Sequence[str], rows: NDArray[np.int64]) -> Iterator[tuple
         seed=1,
     )
     for row, sketch in zip(long, sketches, strict=True):
-        for other in index.query(sketch):
-            if _similar(texts[row], texts[other]):
-                yield int(other), row
-        index.insert(row, sketch, check_duplication=False)
+        # In their order, so that the answer is the same in every process.
+        candidates = itertools.islice(sorted(index.query(sketch)), _KINDS)
+        same = next((int(o) for o in candidates if _similar(texts[row], texts[int(o)])), None)
+        if same is not None:  # of a thousand alike the first one stands for all
+            yield same, row
+        else:
+            index.insert(row, sketch, check_duplication=False)
 
 
 def _pieces(text: str) -> set[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +84,10 @@ def divide(
     choice, strata = data.split, kind.strata(labels)
     texts = kind.texts(labels, table.class_names)
     if choice.file is not None:
-        return from_file(Path(choice.file).expanduser(), data, table, texts), ()
+        parts = from_file(Path(choice.file).expanduser(), data, table, texts)
+        if choice.fewest_per_class and kind.name == "class":
+            _guarantee(data, parts, texts, np.zeros(0, np.int64), first)
+        return parts, ()
     findings: tuple[Finding, ...] = ()
     official = table.official
     parts = np.asarray(official or ["train"] * len(table.names), dtype="U10")
@@ -121,9 +123,11 @@ def divide(
             groups=whole,
             class_names=None if kind.name in ("numbers", "text") else table.class_names,
         )
-    if choice.fewest_per_class and strata.ndim == 1:
-        loose = table.groups is None and choice.folds is None
-        _guarantee(data, parts, texts, rows, first, loose)
+    if choice.fewest_per_class and kind.name == "class":
+        # What has an order, a group, a fold or a split of its own stays where that puts it.
+        loose = table.groups is None and choice.folds is None and table.times is None
+        movable = rows if loose and not present - {"train"} else rows[:0]
+        _guarantee(data, parts, texts, movable, families)
     return parts, findings
 
 
@@ -155,7 +159,7 @@ def by_time(
         start = ordered[max(0, n - held)]
         parts[(times >= start) & (parts == "train")] = name
         held = max(held, int((parts[known] != "train").sum()))
-    if not (parts == "train").any():
+    if known.size and not (parts[known] == "train").any():
         raise DataError(
             f"{data.path}: divided by data.time_column nothing is left to train on: "
             f"{len(np.unique(ordered))} different times; set smaller shares, or leave it out."
@@ -179,6 +183,12 @@ def from_file(path: Path, data: Data, table: Table, labels: Sequence[str]) -> ND
     where = f"data.split.file: '{path}'"
     again = "write it anew with 'kft data split', or put the data back"
     record = _record_beside(path)
+    # Left out after dividing by a rule that will leave them out again: they were in training.
+    dropped = {
+        row["name"]
+        for row in (record or {}).get("removed", ())
+        if row["reason"] in ("leakage", "suspected_labels")
+    }
     if record is not None and record["split_fingerprint"] != splitting.fingerprint(
         names, said, splits
     ):
@@ -187,23 +197,29 @@ def from_file(path: Path, data: Data, table: Table, labels: Sequence[str]) -> ND
             "with 'kft data split', or remove the .json file beside it to accept it as it is."
         )
     listed = dict(zip(names, zip(said, splits, strict=True), strict=True))
-    missing = [name for name in table.names if name not in listed]
+    missing = [name for name in table.names if name not in listed and name not in dropped]
     if missing:
         raise DataError(f"{where}: lacks {first_few(missing)} of {data.path}; {again}.")
     gone = sorted(set(listed) - set(table.names))
     if gone:
         raise DataError(f"{where}: has {first_few(gone)}, which {data.path} lacks; {again}.")
+    relabelled = (record or {}).get("relabelled", {})
     others = [
-        name for name, label in zip(table.names, labels, strict=True) if listed[name][0] != label
+        name
+        for name, label in zip(table.names, labels, strict=True)
+        if name in listed and listed[name][0] != label and listed[name][0] != relabelled.get(name)
     ]
     if others:
         raise DataError(f"{where}: has other labels for {first_few(others)}; {again}.")
-    if record is not None and record.get("content_fingerprint") not in (None, contents(table)):
+    kept = np.flatnonzero([name in listed for name in table.names])
+    wanted = (record or {}).get("content_fingerprint")
+    if wanted not in (None, contents(table.take(kept))):
         raise DataError(
             f"{where}: the names are the same, but the content of {data.path} has changed since "
             f"it was divided; {again}."
         )
-    return np.asarray([listed[name][1] for name in table.names], dtype="U10")
+    parts = [listed[name][1] if name in listed else "train" for name in table.names]
+    return np.asarray(parts, dtype="U10")
 
 
 def contents(table: Table) -> str:
@@ -273,41 +289,42 @@ def _guarantee(
     data: Data,
     parts: NDArray[np.str_],
     labels: Sequence[str],
-    rows: NDArray[np.int64],
-    first: NDArray[np.int64],
-    loose: bool,
+    movable: NDArray[np.int64],
+    families: NDArray[np.int64],
 ) -> None:
     """Moves examples, in `parts`, until every class has as many in each part as are asked for.
 
+    Args:
+        data: Says how many.
+        parts: The split of each example.
+        labels: Its class by name.
+        movable: Rows that may be moved, if they have no copy.
+        families: From `copies.families`.
+
     Raises:
-        DataError: If there are too few, or only whole groups could be moved.
+        DataError: If there are too few, or nothing may be moved.
     """
-    fewest = data.split.fewest_per_class
-    names = np.asarray(labels)
+    fewest, names = data.split.fewest_per_class, np.asarray(labels)
     wanted = [part for part in SPLITS if (parts == part).any()]
-    movable = set(rows.tolist()) if loose else set()
-    alone = Counter(first.tolist())
+    alone = np.bincount(families, minlength=len(parts))[families] == 1
+    free = np.zeros(len(parts), bool)
+    free[movable] = True
+    free &= alone
     mixed = np.random.default_rng([data.split.seed, 1]).permutation(len(parts))
     short = []
     for name in sorted(set(labels)):
+        rows = mixed[names[mixed] == name]
+        stock = {part: rows[parts[rows] == part].tolist() for part in wanted}
         for part in wanted:
-            while (count := int(((names == name) & (parts == part)).sum())) < fewest:
-                giver = _giver(names == name, parts, wanted, part, fewest)
-                taken = next(
-                    (
-                        int(row)
-                        for row in mixed
-                        if giver is not None
-                        and parts[row] == giver
-                        and names[row] == name
-                        and int(row) in movable
-                        and alone[int(first[row])] == 1
-                    ),
-                    None,
-                )
-                if taken is None:
-                    short.append(f"'{name}' has {count} in {part}")
+            while len(stock[part]) < fewest:
+                rich = [p for p in wanted if p != part and len(stock[p]) > fewest]
+                giver = max(rich, key=lambda p: len(stock[p]), default=None)
+                taken = next((row for row in stock[giver] if free[row]), None) if giver else None
+                if giver is None or taken is None:
+                    short.append(f"'{name}' has {len(stock[part])} in {part}")
                     break
+                stock[giver].remove(taken)
+                stock[part].append(taken)
                 parts[taken] = part
     if short:
         more = f" and {len(short) - 5} more" if len(short) > 5 else ""
@@ -316,15 +333,3 @@ def _guarantee(
             f"{more}; add examples, ask for fewer, or leave rare classes out with "
             "data.cleaning.fewest_per_class."
         )
-
-
-def _giver(
-    of_class: NDArray[np.bool_],
-    parts: NDArray[np.str_],
-    wanted: Sequence[str],
-    receiver: str,
-    fewest: int,
-) -> str | None:
-    counts = {part: int((of_class & (parts == part)).sum()) for part in wanted if part != receiver}
-    rich = {part: count for part, count in counts.items() if count > fewest}
-    return max(rich, key=lambda part: rich[part]) if rich else None

@@ -54,6 +54,10 @@ def findings(
         message = f"training {table.noun} with a near copy in validation or test"
         pairs = np.asarray(divided, np.int64)
         made.append(_pairs("leaked_near_copies", "warn", message, table, parts, pairs))
+    shared = _held_out_twice(parts, first)
+    if len(shared):
+        message = f"{table.noun} in test with a copy in validation"
+        made.append(_pairs("held_out_twice", "warn", message, table, parts, shared))
     if table.groups is not None:
         names, details = [], []
         for group, where in _divided_groups(table.groups, parts):
@@ -100,6 +104,17 @@ def refuse(data: Data, found: Sequence[Finding]) -> None:
         + "\nSet data.leakage=drop to leave those in training out, data.leakage=warn to go on, or "
         "mend the data; 'kft data check' shows them."
     )
+
+
+def _held_out_twice(parts: NDArray[np.str_], first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns pairs of rows of one content, `(m, 2)`: one in test, the other in validation."""
+    seen = {int(first[row]): int(row) for row in np.flatnonzero(parts == "validation")[::-1]}
+    found = [
+        (int(row), seen[int(first[row])])
+        for row in np.flatnonzero(parts == "test")
+        if int(first[row]) in seen
+    ]
+    return np.asarray(found, np.int64).reshape(-1, 2)
 
 
 def _divided_groups(

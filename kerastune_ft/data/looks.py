@@ -20,6 +20,9 @@ from PIL import Image
 SIDE = 96
 """Longer side, in pixels, of the version that sharpness is measured on."""
 
+BLANK = 2.0
+"""Contrast below which a picture is of one colour."""
+
 THUMBNAIL = 16
 _HASH_SIDE = 32
 DIGEST = 16

@@ -121,8 +121,8 @@ def image_csv(data: DataChoice, kind: LabelKind = LABELS["class"]) -> Table:
                 f"the columns are {first_few(frame.columns, 20)}{_separator_hint(frame)}."
             )
     findings = Findings()
-    frame = _filled(frame, data, kind, findings)
-    examples = _csv_examples(path, frame, data, kind, findings)
+    frame, guessed = _filled(frame, data, kind, findings)
+    examples = _csv_examples(path, frame, data, kind, findings, guessed)
     names = kind.names(columns, label_separator(data))
     return tabulate(data, examples, findings, kind=kind, class_names=names)
 
@@ -294,7 +294,12 @@ def _one_class_each(data: DataChoice, kind: LabelKind) -> None:
 
 
 def _csv_examples(
-    path: Path, frame: pd.DataFrame, data: DataChoice, kind: LabelKind, findings: Findings
+    path: Path,
+    frame: pd.DataFrame,
+    data: DataChoice,
+    kind: LabelKind,
+    findings: Findings,
+    guessed: frozenset[int],
 ) -> list[Example]:
     """Returns the rows that can be examples, sorted by path."""
     officials: list[str | None] = [None] * len(frame)
@@ -339,6 +344,7 @@ def _csv_examples(
         else:
             said[name].append((label, official, group, time))
     _look_for_separators(frame, data, kind, findings)
+    guessed_names = {_name(frame[data.image_column].iloc[row], root) for row in guessed}
     examples = []
     for name, statements in sorted(said.items()):
         if len({statement[:3] for statement in statements}) > 1:
@@ -351,7 +357,9 @@ def _csv_examples(
         for _ in statements[1:]:
             findings.add("duplicate_row", "fail", "rows that repeat another, left out", name)
         label, official, group, time = statements[0]
-        examples.append(Example(name, label, official, root / name, group, time))
+        examples.append(
+            Example(name, label, official, root / name, group, time, name in guessed_names)
+        )
     return examples
 
 
@@ -383,15 +391,16 @@ def _group(cell: str, number: int, findings: Findings) -> str:
 
 def _filled(
     frame: pd.DataFrame, data: DataChoice, kind: LabelKind, findings: Findings
-) -> pd.DataFrame:
-    """Returns the table with missing labels filled in as `data.cleaning` says."""
+) -> tuple[pd.DataFrame, frozenset[int]]:
+    """Returns the table with missing labels filled in as `data.cleaning` says; see `filled`."""
     if data.cleaning.missing_label == "drop":
-        return frame
+        return frame, frozenset()
     columns = label_columns(data)
     rows: list[Any] = frame[list(columns)].to_dict("records")
     names = [f"row {number}" for number in range(2, len(rows) + 2)]
-    made = cleaning.filled(rows, data.cleaning, kind, (), columns, findings, names)
-    return frame.assign(**{column: [cells[column] for cells in made] for column in columns})
+    made, guessed = cleaning.filled(rows, data.cleaning, kind, (), columns, findings, names)
+    cells = {column: [row[column] for row in made] for column in columns}
+    return frame.assign(**cells), guessed
 
 
 def _look_for_separators(

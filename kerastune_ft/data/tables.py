@@ -175,6 +175,7 @@ class Table:
         groups: What each example belongs to that must not be divided; None where nothing is.
         looks: Of pictures, what each looks like; None of texts and of pixels in memory.
         times: By which the examples are divided, `float64 (n,)`; None where they are not.
+        guessed: Names of examples that were given the commonest label, having none.
     """
 
     names: tuple[str, ...]
@@ -187,6 +188,7 @@ class Table:
     groups: tuple[str, ...] | None = None
     looks: Looks | None = None
     times: NDArray[np.float64] | None = None
+    guessed: frozenset[str] = frozenset()
 
     def take(self, rows: NDArray[np.int64]) -> Table:
         """Returns some examples, in the order of `rows`."""
@@ -261,6 +263,7 @@ class Example:
         picture: Its file.
         group: What it belongs to that must not be divided, or None.
         time: By which the data is divided, or None.
+        guessed: Whether it had no label and was given the commonest.
     """
 
     name: str
@@ -269,6 +272,7 @@ class Example:
     picture: Path | bytes
     group: str | None = None
     time: float | None = None
+    guessed: bool = False
 
 
 def finding(
@@ -311,7 +315,7 @@ def times_of(values: Sequence[Any], column: str, path: object) -> list[float]:
     import pandas as pd
 
     cells = pd.Series(
-        [None if value is None or not str(value).strip() else str(value) for value in values],
+        [None if pd.isna(value) or not str(value).strip() else str(value) for value in values],
         dtype=object,
     )
     numbers = pd.to_numeric(cells, errors="coerce")
@@ -414,6 +418,7 @@ def tabulate(
             times=np.asarray([e.time for e in kept], np.float64)
             if any(e.time is not None for e in kept)
             else None,
+            guessed=frozenset(printable(e.name) for e in kept if e.guessed),
         ),
     )
 

@@ -232,7 +232,7 @@ def _finished(
     words: list[tuple[str, ...]] = []
     names, labels, officials, groups = [], [], [], []
     _check_columns(data, rows, text, pair, group, columns, findings)
-    rows = _filled(data, rows, kind, (text, pair), columns, findings)
+    rows, guessed = _filled(data, rows, kind, (text, pair), columns, findings)
     times = _times(data, rows)
     kept = []
     for place, row in enumerate(rows):
@@ -276,6 +276,7 @@ def _finished(
             found=len(names) + sum(f.count for f in found if f.severity == "fail"),
             groups=tuple(groups) if group else None,
             times=None if times is None else times[kept],
+            guessed=frozenset(n for n, place in zip(names, kept, strict=True) if place in guessed),
         ),
     )
 
@@ -287,9 +288,9 @@ def _filled(
     texts: Sequence[str | None],
     labels: Sequence[str],
     findings: Findings,
-) -> Sequence[_Row]:
-    """Returns the rows with missing cells filled in as `data.cleaning` says."""
-    made = cleaning.filled(
+) -> tuple[Sequence[_Row], frozenset[int]]:
+    """Returns the rows with missing cells filled in as `data.cleaning` says; see `filled`."""
+    made, guessed = cleaning.filled(
         [row.cells for row in rows],
         data.cleaning,
         kind,
@@ -298,7 +299,7 @@ def _filled(
         findings,
         [row.where for row in rows],
     )
-    return [replace(row, cells=cells) for row, cells in zip(rows, made, strict=True)]
+    return [replace(row, cells=cells) for row, cells in zip(rows, made, strict=True)], guessed
 
 
 def _times(data: TextChoice, rows: Sequence[_Row]) -> NDArray[np.float64] | None:
