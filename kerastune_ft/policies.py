@@ -207,7 +207,7 @@ def _some(split: Split, count: int, seed: Sequence[int], classes: bool) -> NDArr
     rows = np.random.default_rng(seed).permutation(len(split)).astype(np.int64)
     if classes and count < len(rows):
         rows = rows[np.argsort(split.labels[rows], kind="stable")]
-        rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+        rows = rows[((np.arange(count) + 0.5) * len(rows) / count).astype(np.int64)]
     return rows[:count]
 
 
