@@ -99,7 +99,7 @@ def once(options: argparse.Namespace, seed: int, scratch: Path) -> dict[str, obj
     names = survey.table.class_names
     files = [survey.table.names[row] for row in rows]
     found = features.of_survey(recipe, survey, rows=rows)
-    groups = probes.together(features.digests(survey.table.take(rows)))
+    groups = probes.together(survey.first[rows])
     original = np.asarray(survey.labels[rows], np.int64)
     noisy = planted(original, len(names), options.share, seed)
     wrong = noisy != original

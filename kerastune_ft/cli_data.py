@@ -116,7 +116,11 @@ def split(target: Path, overrides: tuple[str, ...], output: Path) -> None:
     help="Folder for findings.json and findings.html.",
 )
 def compare(run: Path, path: str, output: Path) -> None:
-    """Tells how data at PATH, seen after training, differs from what RUN was trained on."""
+    """Tells how data at PATH, seen after training, differs from what RUN was trained on.
+
+    Exits with 1 if some of the data cannot be read, such as broken pictures; what differs is told
+    and is no failure.
+    """
     terminal.workflow()
     from kerastune_ft import comparison
     from kerastune_ft.runs import Run
@@ -124,7 +128,7 @@ def compare(run: Path, path: str, output: Path) -> None:
     console = terminal.console()
     report = comparison.compare(Run.open(run), path, console=console)
     report.write(output)
-    report.show(console)
+    report.show(console, output)
     sys.exit(1 if report.failed else 0)
 
 

@@ -18,19 +18,29 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft import data, predictions, text_predictions
-from kerastune_ft.checks import drift, features, probes
+from kerastune_ft import predictions, text_predictions
+from kerastune_ft.checks import drift, features, probes, relabelling
 from kerastune_ft.checks.figures import chi_square
 from kerastune_ft.checks.report import Report
-from kerastune_ft.data import Survey, dividing, splitting, table_files, tables
+from kerastune_ft.data import (
+    Survey,
+    cleaning,
+    copies,
+    dividing,
+    splitting,
+    table_files,
+    tables,
+    text_sources,
+)
+from kerastune_ft.data import sources as picture_sources
 from kerastune_ft.data.labels import LABELS, class_counts, natural
 from kerastune_ft.data.tables import Content, Finding, Severity, Table, finding
 from kerastune_ft.data.texts import Texts
 from kerastune_ft.errors import DataError, RunError
 from kerastune_ft.evaluation import EVALUATORS
-from kerastune_ft.recipe_data import Cleaning, Data, Split
+from kerastune_ft.recipe_data import Data
 from kerastune_ft.recipe_text import ENDINGS
-from kerastune_ft.tasks import TASKS
+from kerastune_ft.tasks import TASKS, Outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,13 +75,18 @@ def compare(run: Run, path: str, *, console: Console) -> Report:
 
     Raises:
         DataError: If the data of the run have changed, or those at `path` cannot be read.
-        RunError: If the run has no model, or a document of it is damaged.
+        RunError: If the run has no model, or one for every fold, or a document is damaged.
     """
     recipe, outputs = predictions.contract(run)
+    if recipe.train.folds > 1:
+        raise RunError(
+            f"run '{run.path}' has a model for every fold, and features of several models have no "
+            f"mean; compare with one of them, such as '{run.fold(1).path}'."
+        )
     task = TASKS[recipe.task.name]
     with console.status("reading"):
         own = _own(run, recipe)
-        choice, survey = _new(recipe, path)
+        choice, survey = _new(recipe, path, outputs)
     held = np.flatnonzero(own.parts != "train")
     where = "what the run held out"
     if len(held) < _HELD_OUT:
@@ -103,8 +118,7 @@ def compare(run: Run, path: str, *, console: Console) -> Report:
 
 def _own(run: Run, recipe: Recipe) -> Survey:
     """Returns the data of a run, which must not have changed."""
-    task = TASKS[recipe.task.name]
-    survey = data.survey(recipe.data, task.labels, task.modality)
+    survey = relabelling.read(recipe)
     texts = LABELS[survey.kind].texts(survey.labels, survey.table.class_names)
     rows = sorted(zip(survey.table.names, texts, survey.parts.tolist(), strict=True))
     now = splitting.fingerprint(*([row[i] for row in rows] for i in range(3)))
@@ -120,7 +134,7 @@ def _own(run: Run, recipe: Recipe) -> Survey:
     return survey
 
 
-def _new(recipe: Recipe, path: str) -> tuple[Data, Survey]:
+def _new(recipe: Recipe, path: str, outputs: Outputs) -> tuple[Data, Survey]:
     """Reads data with labels or without; all of it counts as one part, `test`."""
     task, place = TASKS[recipe.task.name], Path(path).expanduser()
     if not place.exists():
@@ -130,27 +144,25 @@ def _new(recipe: Recipe, path: str) -> tuple[Data, Survey]:
     source = "image_csv" if place.is_file() else "image_folder"
     if text:  # a file of lines is read as predictions read it
         source = recipe.data.source if lines else text_predictions.source_of(place)
-    update = {
-        "source": source,
-        "path": path,
-        "root": None,
-        "group_column": None,
-        "group_pattern": None,
-        "time_column": None,
-        "split": Split(validation=0, test=0),
-        "cleaning": Cleaning(text=recipe.data.cleaning.text),
-    }
-    choice = recipe.data.model_copy(update=update)
+    choice = predictions.elsewhere(recipe, source, path)
+    kind, rules = LABELS[task.labels], choice.cleaning
     if lines or not _has_labels(place, choice):
+        kind = LABELS["class"]
         table = _without_labels(place, recipe.model_copy(update={"data": choice}), text)
-        labels = np.zeros(len(table.names), np.int32)
-        parts = np.full(len(labels), "test")
-        alone = np.arange(len(labels))
-        return choice, Survey(
-            "class", table, labels, parts, table.findings, (), alone, dividing.NO_PAIRS
-        )
-    survey = data.survey(choice, task.labels, task.modality)
-    return choice, replace(survey, parts=np.full(len(survey.parts), "test"))
+        if isinstance(table.content, Texts):
+            table = replace(table, content=cleaning.mended_texts(table.content, rules.text))
+    else:
+        sources = text_sources.SOURCES if text else picture_sources.SOURCES
+        table = sources[source](choice, kind)
+        table = cleaning.mended_table(table, rules, kind, outputs.names)
+        if kind.name == "class":
+            present = sorted(set(map(str, table.labels)), key=natural)
+            table = replace(table, class_names=tuple(present))
+    labels, parts = kind.encode(table.labels, table.class_names), np.full(len(table.names), "test")
+    first = copies.identities(table)
+    return choice, Survey(
+        kind.name, table, labels, parts, table.findings, (), first, dividing.NO_PAIRS
+    )
 
 
 def _has_labels(place: Path, choice: Data) -> bool:
@@ -178,22 +190,28 @@ def _without_labels(place: Path, recipe: Recipe, text: bool) -> Table:
             findings=(),
             found=len(names),
         )
+    findings = tables.Findings()
     if place.is_dir():
-        pictures = sorted(
-            path for path in place.iterdir() if path.is_file() and not path.name.startswith(".")
+        root = place
+        listed = sorted(
+            path.name for path in place.iterdir() if path.is_file() and path.name[0] != "."
         )
     else:
+        root, column = place.parent, recipe.data.image_column
         rows = table_files.records(place, recipe.data.encoding)
-        column = recipe.data.image_column
-        pictures = [place.parent / str(row[column]) for row in rows if row.get(column)]
-    examples = [
-        tables.Example(str(path.relative_to(place if place.is_dir() else place.parent)), NO_LABEL,
-                       None, path)
-        for path in dict.fromkeys(pictures)
-    ]  # fmt: skip
-    if not examples:
+        cells = [str(row[column]) for row in rows if row.get(column)]
+        picture_sources.check_inside(place, root, cells)
+        listed = list(dict.fromkeys(picture_sources.name_in(cell, root) for cell in cells))
+    found = []
+    for name in listed:
+        if (root / name).is_file():
+            found.append(tables.Example(name, NO_LABEL, None, root / name))
+        else:
+            message = "rows whose file does not exist, left out"
+            findings.add("missing_file", "fail", message, name)
+    if not found:
         raise DataError(f"'{place}': there is no picture in it.")
-    return tables.tabulate(recipe.data, examples, tables.Findings(), listed=False)
+    return tables.tabulate(recipe.data, found, findings, listed=False)
 
 
 def _joined(parts: list[Texts]) -> Texts:
@@ -232,7 +250,8 @@ def _domain(
     now: _Said,
     where: str,
 ) -> Iterator[Finding]:
-    keys = [*features.digests(own.table.take(rows)), *features.digests(survey.table.take(some))]
+    sides = own.table.take(rows), survey.table.take(some)
+    keys = [bytes(digest) for side in sides for digest in copies.digests(side)]
     said = drift.between(before.features, now.features, probes.together(keys))
     if said is None:
         message = f"{len(some):,} of these data are too few to be told apart from {where}"

@@ -10,6 +10,7 @@ learned frozen features of upright pictures must know mirrored ones as well as o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +106,12 @@ def chosen(
     return recipe.model_copy(update={"data": data.model_copy(update=update)}), lines
 
 
-def probe(model: keras.Model, recipe: Recipe, train: Split, held: Split, classes: bool) -> Probe:
+def probe(
+    model: keras.Model, recipe: Recipe, train: Split, held: Split, classes: bool
+) -> Probe | None:
     """Trains a linear probe on features of the network below the head, and tries it mirrored.
+
+    None if what it could learn from is of one class.
 
     Args:
         model: With pre-trained weights; stays as it is.
@@ -116,7 +121,11 @@ def probe(model: keras.Model, recipe: Recipe, train: Split, held: Split, classes
         classes: Whether labels are class numbers; else 0 and 1, or numbers, `(n, outputs)`.
     """
     seed = recipe.train.seed
-    learned, asked = _some(train, _TRAIN, seed), _some(held, _HELD, seed)
+    learned, asked = (
+        _some(part, count, [seed, 32], classes) for part, count in ((train, _TRAIN), (held, _HELD))
+    )
+    if classes and len(np.unique(train.labels[learned])) < 2:
+        return None
     x, _ = _features(model, recipe, train, learned)
     plain, mirrored = _features(model, recipe, held, asked, mirror=True)
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
@@ -147,14 +156,16 @@ def _mirrored(recipe: Recipe, splits: Splits, model: keras.Model | None) -> tupl
         if _tiny_and_grey(splits.train):
             return False, f"for tiny grey pictures are often signs; {_UNMEASURED}"
         return True, f"as is usual; {_UNMEASURED}"
-    train, held = splits.train, splits.validation
+    train, held, classes = splits.train, splits.validation, splits.kind == "class"
     if len(held) < _FEWEST_HELD:  # then on pictures that the probe does not learn from
-        rows = np.random.default_rng([recipe.train.seed, 31]).permutation(len(train))
-        few = len(train) // 3
-        train, held = _part(train, rows[few:]), _part(train, rows[:few])
+        few = _some(train, len(train) // 3, [recipe.train.seed, 31], classes)
+        rest = np.setdiff1d(np.arange(len(train)), few)
+        train, held = _part(train, rest), _part(train, few)
     if len(held) < _FEWEST_HELD:
         return True, f"as is usual; {len(held)} pictures are too few to measure it"
-    found = probe(model, recipe, train, held, classes=splits.kind == "class")
+    found = probe(model, recipe, train, held, classes)
+    if found is None:
+        return True, "as is usual; pictures of all classes but one are too few to measure it"
     if not found.tells:
         return True, "as is usual; a probe on frozen features learned too little to tell"
     figures = (
@@ -191,8 +202,13 @@ def _counted(splits: Splits, per_class: float) -> str:
     return f"{per_class:,.0f} examples of a class (median)"
 
 
-def _some(split: Split, count: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, 32]).permutation(len(split))[:count].astype(np.int64)
+def _some(split: Split, count: int, seed: Sequence[int], classes: bool) -> NDArray[np.int64]:
+    """Draws rows at random; of classes so that each keeps its share."""
+    rows = np.random.default_rng(seed).permutation(len(split)).astype(np.int64)
+    if classes and count < len(rows):
+        rows = rows[np.argsort(split.labels[rows], kind="stable")]
+        rows = rows[((np.arange(count) + 0.5) * len(rows) / count).astype(np.int64)]
+    return rows[:count]
 
 
 def _part(split: Split, rows: NDArray[np.int64]) -> Split:

@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from kerastune_ft import data, ensembles, evaluation, text_models, text_predictions
+from kerastune_ft import data, ensembles, evaluation, recipe_data, text_models, text_predictions
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.checks import relabelling
 from kerastune_ft.data import Split, Splits, images, splitting, tables, tokenizing
 from kerastune_ft.errors import DataError, KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS, Evaluation
-from kerastune_ft.recipe import Recipe
+from kerastune_ft.recipe import Data, Recipe
 from kerastune_ft.runs import Document, Run
 from kerastune_ft.tasks import TASKS, Outputs
 
@@ -325,9 +325,7 @@ def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:
     kind, columns = TASKS[recipe.task.name].labels, tables.label_columns(recipe.data)
     if TASKS[recipe.task.name].modality == "text":
         source = text_predictions.source_of(Path(path).expanduser())
-        update = {"source": source, "path": path, "group_column": None}
-        choice = recipe.data.model_copy(update=update)
-        return data.load_all(choice, outputs.names, kind, "text")
+        return data.load_all(elsewhere(recipe, source, path), outputs.names, kind, "text")
     if kind != "class" and not Path(path).expanduser().is_file():
         wrong = "is a folder" if Path(path).expanduser().is_dir() else "does not exist"
         expected = tables.first_few([recipe.data.image_column, *columns], 20)
@@ -336,8 +334,25 @@ def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:
             f"{wrong}."
         )
     source = "image_csv" if Path(path).expanduser().is_file() else "image_folder"
-    choice = recipe.data.model_copy(update={"source": source, "path": path})
-    return data.load_all(choice, outputs.names, kind)
+    return data.load_all(elsewhere(recipe, source, path), outputs.names, kind)
+
+
+def elsewhere(recipe: Recipe, source: str, path: str) -> Data:
+    """Returns a run's `data` section for data that it was not trained on.
+
+    How they are read stays; what divides those of training does not concern them, and their paths
+    count from their own folder.
+    """
+    update = {
+        "source": source,
+        "path": path,
+        "root": None,
+        "group_column": None,
+        "group_pattern": None,
+        "time_column": None,
+        "split": recipe_data.Split(validation=0, test=0),
+    }
+    return recipe.data.model_copy(update=update)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

@@ -134,6 +134,20 @@ def test_every_kind_that_is_emitted_has_advice_and_all_advice_is_used():
     assert set(ADVICE) - named == set()
 
 
+def test_advice_says_where_a_key_is_for_one_class_per_example_alone():
+    keys = (
+        "data.sampling=", "cleaning.fewest_per_class", "cleaning.label_spelling",
+        "cleaning.rename_labels",
+    )  # fmt: skip
+    told = {kind: row.remedy for kind, row in ADVICE.items() if any(k in row.remedy for k in keys)}
+    assert set(told) >= {"imbalance", "small_class", "label_spelling", "label_typo"}
+    for kind, remedy in told.items():
+        first = min(remedy.find(key) for key in keys if key in remedy)
+        assert 0 <= remedy.find("for one class per example") < first, kind
+    assert "data.group_pattern" in ADVICE["no_group"].remedy
+    assert "data.cleaning.duplicates=first" in ADVICE["leaked_copies"].remedy
+
+
 def test_every_check_is_for_some_data_and_has_words():
     assert checks.CHECKS
     for name, row in checks.CHECKS.items():

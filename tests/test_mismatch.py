@@ -10,8 +10,9 @@ from PIL import Image
 from kerastune_ft import data
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
-from kerastune_ft.checks import mismatch
+from kerastune_ft.checks import features, mismatch
 from kerastune_ft.checks.examined import Examined
+from kerastune_ft.data.advice import ADVICE
 from kerastune_ft.errors import WeightsError
 
 
@@ -95,10 +96,31 @@ def test_a_gain_is_reported_with_its_numbers_and_random_weights_have_none(photos
         photos, name="mobilenet", weights=str(weights_file), image_size=32, alpha=0.25
     )
     [found] = mismatch.transfer_gain(examined)
-    assert found.kind in ("transfer_gain", "low_transfer_gain")
+    assert found.kind in ("transfer_gain", "low_transfer_gain", "easy_classes")
     assert "of 36 examples" in found.message and "95 % intervals" in found.details[0]
     none = examined_at(photos, weights="none")
     assert not list(mismatch.transfer_gain(none))
+
+
+@pytest.mark.parametrize(
+    ("apart", "kind", "severity"),
+    [(9.0, "easy_classes", "note"), (0.0, "low_transfer_gain", "warn")],
+)
+def test_classes_that_random_features_know_are_easy_and_no_fault(
+    photos, weights_file, monkeypatch, apart, kind, severity
+):
+    examined = examined_at(
+        photos, name="mobilenet", weights=str(weights_file), image_size=32, alpha=0.25
+    )
+    labels = examined.survey.labels
+    noise = np.random.default_rng(0).normal(size=(len(labels), 8))
+    values = noise + apart * np.eye(8)[labels]
+    made = features.Features(values.astype("float16"), np.arange(len(labels)))
+    for name in ("of_survey", "with_random_weights"):
+        monkeypatch.setattr(features, name, lambda *args, **options: made)
+    [found] = mismatch.transfer_gain(examined)
+    assert (found.kind, found.severity) == (kind, severity)
+    assert ("Unfreeze deep" in ADVICE[found.kind].remedy) is (severity == "warn")
 
 
 def test_weights_that_cannot_be_had_are_said_to_be_missing(photos, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from kerastune_ft import policies, resuming, workflow
+from kerastune_ft import data, policies, resuming, workflow
 from kerastune_ft import recipe as recipes
+from kerastune_ft.data.tables import Arrays
 from kerastune_ft.recipe import AUGMENTATIONS, TEXT_AUGMENTATIONS
 
 STAGES = {"stages": [{"trainable_blocks": 0, "epochs": 1, "learning_rate": 1e-3}]}
@@ -161,3 +162,27 @@ def test_digits_are_not_mirrored_when_real_weights_have_looked_at_them():
     chosen, (line,) = policies.chosen(recipe, splits, model)
     assert not chosen.data.augmentation.horizontal_flip
     assert "not mirrored, because a probe" in line
+
+
+def test_a_class_that_is_too_rare_for_a_probe_is_no_error(tmp_path, weights_file, monkeypatch):
+    folder = write_sided(tmp_path / "p", n=120)
+    for path in sorted((folder / "right").iterdir())[1:]:
+        path.unlink()
+    split = {"validation": 0.3, "test": 0}
+    recipe = pictures_recipe(folder, str(weights_file), split=split)
+    splits = workflow.read(recipe)
+    model = workflow.build(recipe, splits)
+    monkeypatch.setattr(policies, "_FEWEST_HELD", 10)
+    monkeypatch.setattr(policies, "_TRAIN", 6)
+    found, (line,) = policies.chosen(recipe, splits, model)
+    assert found.data.augmentation.horizontal_flip
+    assert "all classes but one are too few to measure it" in line
+
+
+def test_pictures_for_a_probe_are_drawn_with_every_class_in_its_share():
+    labels = np.repeat([0, 1], [90, 10])
+    split = data.Split("train", tuple(map(str, range(100))), labels, Arrays(np.zeros((100, 2, 2))))
+    for seed in range(20):
+        rows = policies._some(split, 20, [seed, 32], classes=True)
+        assert len(set(rows.tolist())) == 20 and labels[rows].sum() == 2
+    assert sorted(policies._some(split, 200, [0, 32], classes=True)) == list(range(100))

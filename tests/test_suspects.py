@@ -116,6 +116,45 @@ def test_what_shares_a_content_or_a_group_is_together():
     found = probes.together(["a", "b", "a", "c", "d"], ["x", "y", "z", "z", "w"])
     assert found[0] == found[2] == found[3] and len({found[0], found[1], found[4]}) == 3
     assert len(set(probes.together(["a", "b"], None).tolist())) == 2
+    assert probes.together(["a"], ["b"]).tolist() == [0]
+
+
+def test_copies_that_differ_in_case_alone_are_judged_by_probes_that_saw_neither(
+    tmp_path, monkeypatch
+):
+    from kerastune_ft.checks import drift, mismatch
+    from kerastune_ft.checks.examined import Examined
+
+    lines = [f"{word} {n},{'ab'[n % 2]}" for n in range(40) for word in ("word", "WORD")]
+    (tmp_path / "texts.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    recipe = recipes.from_mapping(
+        {
+            "task": {"name": "text_classification"},
+            "backbone": {"name": "bert", "sequence_length": 16},
+            "data": {"source": "csv", "path": str(tmp_path / "texts.csv")},
+        }
+    )
+    survey = data.survey(recipe.data, "class", "text")
+    values = np.random.default_rng(0).normal(size=(80, 4)).astype(np.float16)
+    found = features.Features(values, np.arange(80))
+    for name in ("of_survey", "with_random_weights"):
+        monkeypatch.setattr(features, name, lambda *args, **options: found)
+    asked = []
+    real = probes.folds
+
+    def told(labels, groups=None, count=probes.FOLDS):
+        asked.append(groups)
+        return real(labels, groups, count)
+
+    monkeypatch.setattr(probes, "folds", told)
+    monkeypatch.setattr(drift, "_FEWEST", 2)
+    examined = Examined(recipe, survey)
+    for check in (suspects.check, mismatch.transfer_gain, drift.splits):
+        asked.clear()
+        list(check(examined))
+        assert asked, check
+        for groups in asked:  # the default split keeps copies together, too
+            assert np.all(np.unique(groups, return_counts=True)[1] == 2), check
 
 
 def test_reduced_features_keep_what_a_full_probe_sees():

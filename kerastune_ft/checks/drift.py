@@ -162,7 +162,7 @@ def splits(examined: Examined) -> Iterator[Finding]:
     found = features.of_sample(examined)
     parts = survey.parts[found.rows]
     table = survey.table.take(found.rows)
-    groups = probes.together(features.digests(table), table.groups)
+    groups = probes.together(survey.first[found.rows], table.groups)
     for name in SPLITS[1:]:
         one, other = (_some(np.flatnonzero(parts == part)) for part in ("train", name))
         both = np.concatenate([one, other])

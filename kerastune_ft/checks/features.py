@@ -400,19 +400,16 @@ def _key(recipe: Recipe, table: Table, content: Content, random_weights: bool) -
         facts += [choice.side, choice.channels, choice.alpha]
         facts += [recipe.task.pooling or "avg", recipe.data.resize]
     key = hashlib.sha256(repr(facts).encode())
-    for digest in digests(table, content):
+    for digest in _digests(table, content):
         key.update(digest)
     return key.hexdigest()[:32]
 
 
-def digests(table: Table, content: Content | None = None) -> list[bytes]:
-    """Returns of each example a digest of its content: equal ones have equal contents.
+def _digests(table: Table, content: Content) -> list[bytes]:
+    """Returns of each example a digest of what a network gets of it, to the letter.
 
-    Args:
-        table: Of the examples.
-        content: In place of the table's.
+    What counts as a copy, whatever its case and spaces, is `copies.identities`'s to say.
     """
-    content = table.content if content is None else content
     if isinstance(content, Texts):
         second = content.second or ("",) * len(content)
         joined = (f"{a}\0{b}" for a, b in zip(content.first, second, strict=True))

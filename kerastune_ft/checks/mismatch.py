@@ -35,6 +35,7 @@ _DISTORTED = 1.5
 _UNKNOWN = (0.001, 0.01)  # share of tokens: noted, warned of
 _TOKENS = 2.0  # per word
 _GAIN = 0.05
+_EASY = 0.95  # accuracy from which on classes are easy
 # Scripts without spaces between words: each sign counts as one.
 _WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
 
@@ -137,16 +138,16 @@ def transfer_gain(examined: Examined) -> Iterator[Finding]:
         return
     found: features.Features = examined.features
     random = features.with_random_weights(recipe, survey, examined.progress, rows=rows)
-    table = survey.table.take(rows)
-    groups = probes.together(features.digests(table), table.groups)
+    groups = probes.together(survey.first[rows], survey.table.take(rows).groups)
     said = transfer(found.take(rows), random.values, labels, groups)
-    severity: Severity = "note" if said.clear else "warn"
+    severity: Severity = "note"
     kind, verdict = "transfer_gain", "the pre-training helps: keep it"
-    if not said.clear:
-        kind = "low_transfer_gain"
+    if not said.clear and said.linear.value >= _EASY:
+        kind = "easy_classes"
+        verdict = "the classes are so easy that random features tell them apart as well"
+    elif not said.clear:
+        severity, kind = "warn", "low_transfer_gain"
         verdict = "the pre-training hardly helps with these classes"
-        if said.linear.value >= 0.95:
-            verdict = "the classes are so easy that random features tell them apart as well"
     name = f"{recipe.backbone.name}:{recipe.backbone.tag}"
     message = (
         f"{verdict}; frozen features of {name} name {said.linear.value:.1%} right, of random "

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from kerastune_ft.checks.examined import Examined
 from kerastune_ft.checks.figures import chi_square, robust_scale, separations
-from kerastune_ft.data.looks import Looks
+from kerastune_ft.data.looks import BLANK, Looks
 from kerastune_ft.data.tables import Encoded, Files, Finding, Severity, finding
 
-_BLANK = 2.0  # contrast, of 0..127.5
 _DARKEST, _BRIGHTEST = 40.0, 215.0  # luma that nearly all of a picture is below, or above
 _NEARLY_ALL = 0.98
 _BLURRED = 20.0  # sharpness
@@ -39,7 +38,7 @@ def contents(examined: Examined) -> Iterator[Finding]:
         return
     luma = looks.thumbnail.reshape(len(looks), -1)
     low, high = np.quantile(luma, (1 - _NEARLY_ALL, _NEARLY_ALL), axis=1)
-    blank = looks.contrast < _BLANK
+    blank = looks.contrast < BLANK
     dark = ~blank & (high < _DARKEST)
     bright = ~blank & (low > _BRIGHTEST)
     blurred = ~blank & ~dark & ~bright & (looks.sharpness < sharpness_limit(looks))

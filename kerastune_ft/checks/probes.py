@@ -1,6 +1,6 @@
 """Small classifiers on frozen features, cross-validated: what can be told from what.
 
-    groups = together(digests, table.groups)
+    groups = together(survey.first, table.groups)
     said = out_of_fold(values, labels, fold(labels, groups))       # float64 (n, classes)
     auc, low, high = separability(one, other)
 
@@ -10,11 +10,13 @@ Everything is a function of its arguments: nothing is drawn that differs from ca
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kerastune_ft.data import copies
 
 FOLDS = 5
 _WIDTH = 256  # dimensions that features are brought down to
@@ -56,26 +58,21 @@ def reduced(values: NDArray[Any]) -> NDArray[np.float32]:
     return made
 
 
-def together(*columns: Sequence[Hashable] | None) -> NDArray[np.int64]:
+def together(*columns: Iterable[Hashable] | None) -> NDArray[np.int64]:
     """Returns a number per example; those that are equal in any column share one.
 
     Args:
-        columns: Such as digests of the content and groups; None is left out.
+        columns: Such as the first row of the same content and groups; None is left out.
     """
-    given = [column for column in columns if column is not None]
-    parent = list(range(len(given[0])))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for column in given:
-        first: dict[Hashable, int] = {}
-        for i, value in enumerate(column):
-            parent[root(i)] = root(first.setdefault(value, i))
-    return np.asarray([root(i) for i in range(len(parent))], np.int64)
+    firsts = []
+    for column in columns:
+        if column is not None:
+            known: dict[Hashable, int] = {}
+            rows = [known.setdefault(value, row) for row, value in enumerate(column)]
+            firsts.append(np.asarray(rows, np.int64))
+    count = len(firsts[0])
+    pairs = [np.stack([np.arange(count), first], axis=1) for first in firsts]
+    return copies.families(count, np.arange(count), np.concatenate(pairs))
 
 
 def folds(

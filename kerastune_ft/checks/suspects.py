@@ -150,10 +150,7 @@ def of_survey(
 def _of_features(survey: Survey, values: NDArray[Any], rows: NDArray[np.int64]) -> Suspects:
     from dataclasses import replace
 
-    from kerastune_ft.checks import features
-
-    table = survey.table.take(rows)
-    groups = probes.together(features.digests(table), table.groups)
+    groups = probes.together(survey.first[rows], survey.table.take(rows).groups)
     found = find(values, survey.labels[rows], groups=groups)
     return replace(found, rows=rows[found.rows])
 

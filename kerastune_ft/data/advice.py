@@ -161,7 +161,8 @@ ADVICE: dict[str, Advice] = {
     "leaked_copies": Advice(
         "Copies on both sides of the splits",
         "The model has seen what it is scored on: scores are too good.",
-        "data.leakage=drop leaves the copies in training out; data.leakage=warn trains anyway.",
+        "data.leakage=drop leaves the copies in training out, with train.folds "
+        "data.cleaning.duplicates=first does; data.leakage=warn trains anyway.",
     ),
     "leaked_near_copies": Advice(
         "Near copies on both sides of the splits",
@@ -182,7 +183,7 @@ ADVICE: dict[str, Advice] = {
     "no_group": Advice(
         "Rows without a group",
         "Each is a group of its own, and may be divided from what it belongs to.",
-        "Fill in data.group_column.",
+        "Fill in data.group_column, or let data.group_pattern match every name.",
     ),
     # What cleaning did.
     "removed": Advice(
@@ -219,22 +220,25 @@ ADVICE: dict[str, Advice] = {
     "label_spelling": Advice(
         "Class names that differ in spelling alone",
         "One class is learned as several: each has fewer examples, and they are confused.",
-        "data.cleaning.label_spelling=merge, or data.cleaning.rename_labels.",
+        "Mend them in the data; for one class per example data.cleaning.label_spelling=merge, or "
+        "data.cleaning.rename_labels.",
     ),
     "label_typo": Advice(
         "Rare class names that nearly are common ones",
         "If it is a slip of the pen, one class is learned as two.",
+        "Mend them in the data; for one class per example "
         "data.cleaning.rename_labels={wrong: right}.",
     ),
     "imbalance": Advice(
         "Classes of very different sizes",
         "The network prefers the large ones; accuracy hides it, macro F1 shows it.",
-        "data.sampling=balanced or train.class_weight=balanced, and look at recall per class.",
+        "Look at recall per class; train.class_weight=balanced unless each word has a class; for "
+        "one class per example data.sampling=balanced in its place.",
     ),
     "small_class": Advice(
         "Classes with few examples",
         "They are learned badly, and their scores are chance.",
-        "Add examples, join classes, or data.cleaning.fewest_per_class.",
+        "Add examples, or join classes; for one class per example data.cleaning.fewest_per_class.",
     ),
     "empty_class": Advice(
         "Classes without a usable example",
@@ -382,6 +386,11 @@ ADVICE: dict[str, Advice] = {
         "The pre-trained features are of little use",
         "Frozen features tell the classes apart hardly better than random ones.",
         "Unfreeze deep, or choose weights that were trained on such data.",
+    ),
+    "easy_classes": Advice(
+        "Classes that random features tell apart, too",
+        "Little can be gained by pre-training or by unfreezing: the head does it.",
+        "Nothing, or check in 'kft data check' that nothing gives the classes away.",
     ),
     "split_drift": Advice(
         "Splits that look different",

@@ -26,6 +26,8 @@ BLANK = 2.0
 THUMBNAIL = 16
 _HASH_SIDE = 32
 DIGEST = 16
+BLANK = 2.0
+"""Contrast below which a picture is of one colour."""
 
 
 @dataclass(frozen=True)

@@ -322,10 +322,10 @@ def _csv_examples(
     root = Path(data.root).expanduser() if data.root else path.parent
     if not root.is_dir():
         raise DataError(f"data.root: no folder '{root}'{_near(root)}; paths count from it.")
-    _check_inside(path, root, frame[data.image_column])
+    check_inside(path, root, frame[data.image_column])
     rows = zip(frame[data.image_column], cells, officials, groups, times, strict=True)
     for number, (image, texts, official, group, time) in enumerate(rows, 2):
-        name = _name(image, root)
+        name = name_in(image, root)
         row = f"row {number}"
         if kind.name == "class" and texts[0] != texts[0].strip():
             findings.add("label_spaces", "note", "labels with spaces around them, removed", row)
@@ -363,7 +363,7 @@ def _csv_examples(
     return examples
 
 
-def _name(image: str, root: Path) -> str:
+def name_in(image: str, root: Path) -> str:
     """Returns a path of a table as it counts from the root."""
     path = Path(os.path.normpath(image.strip()))
     if path.is_absolute():
@@ -371,13 +371,17 @@ def _name(image: str, root: Path) -> str:
     return path.as_posix()
 
 
-def _check_inside(path: Path, root: Path, images: Iterable[str]) -> None:
-    """Refuses a table that reaches for files outside the folder it is of."""
-    outside = [image for image in images if _name(image, root).partition("/")[0] == ".."]
+def check_inside(path: Path, root: Path, images: Iterable[str]) -> None:
+    """Refuses a table that reaches for files outside the folder it is of.
+
+    Raises:
+        DataError: If it does.
+    """
+    outside = [image for image in images if name_in(image, root).partition("/")[0] == ".."]
     if outside:
         raise DataError(
             f"{path}: paths that leave '{root}': {first_few(outside, 3)}; set data.root to the "
-            "folder that all pictures are in."
+            "folder that all pictures are in, or move the table there."
         )
 
 
