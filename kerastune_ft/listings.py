@@ -313,9 +313,17 @@ LISTS: dict[str, Callable[[Path], list[Row]]] = {
         {"name": row.name, "stages": row.description, "paper": row.paper}
         for row in strategies.STRATEGIES.values()
     ],
-    "augment": lambda _: [
-        {"name": name, "changes": _settings(augment.model_dump(exclude_defaults=True))}
-        for name, augment in recipes.AUGMENTATIONS.items()
-    ],
+    "augment": lambda _: (
+        [
+            {"name": name, "changes": _settings(augment.model_dump(exclude_defaults=True))}
+            for name, augment in recipes.AUGMENTATIONS.items()
+        ]
+        + [
+            {
+                "name": "auto",
+                "changes": "chosen by examples per class, and by a probe of mirrored pictures",
+            }
+        ]
+    ),
     "weights": _weights,
 }

@@ -136,7 +136,7 @@ def test_splits_and_counts_agree(run: Path) -> None:
     found = document(run, "data")
     rows = rows_of(run / "splits.csv")
     assert found["class_names"] == ["blue", "green", "red"]
-    assert found["examples"] == {"found": 36, "kept": 36, "left_out": 0}
+    assert found["examples"] == {"found": 36, "kept": 36, "left_out": 0, "removed": 0}
     for split, facts in found["splits"].items():
         labels = [row["label"] for row in rows if row["split"] == split]
         assert len(labels) == facts["examples"]
@@ -240,7 +240,7 @@ def write_table(photos: Path) -> Path:
 def test_damaged_pictures_are_counted_and_the_run_goes_on(hard_run: Path) -> None:
     found = document(hard_run, "data")
     findings = {finding["kind"]: finding for finding in found["findings"]}
-    assert found["examples"] == {"found": 36, "kept": 34, "left_out": 2}
+    assert found["examples"] == {"found": 36, "kept": 34, "left_out": 2, "removed": 0}
     assert findings["empty_file"]["names"] == ["photos/red/00.jpg"]
     assert findings["truncated"]["names"] == ["photos/green/00.jpg"]
     assert findings["extension_mismatch"]["names"] == ["photos/blue/00.jpg"]

@@ -188,7 +188,7 @@ def test_tokens_are_those_of_the_stream_and_what_is_cut_is_struck(tmp_path):
         ("text_regression", "bert", {"label": lambda i: i / 7}),
         ("text_multilabel", "bert", {"label": lambda i: ["a", EVIL][: 1 + i % 2]}),
         ("token_classification", "bert", {
-            "text": lambda i: ["a", EVIL, "b"], "label": lambda i: ["O", "B-X", "O"],
+            "text": lambda i: ["a", EVIL, f"b{i}"], "label": lambda i: ["O", "B-X", "O"],
         }),
         ("text_to_text", "t5", {"label": lambda i: f"write {EVIL}"}),
         ("text_generation", "gpt2", {"label": lambda i: f"write {EVIL}"}),
