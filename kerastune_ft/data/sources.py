@@ -344,7 +344,7 @@ def _csv_examples(
         else:
             said[name].append((label, official, group, time))
     _look_for_separators(frame, data, kind, findings)
-    guessed_names = {_name(frame[data.image_column].iloc[row], root) for row in guessed}
+    guessed_names = {name_in(frame[data.image_column].iloc[row], root) for row in guessed}
     examples = []
     for name, statements in sorted(said.items()):
         if len({statement[:3] for statement in statements}) > 1:
