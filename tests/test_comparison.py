@@ -102,6 +102,7 @@ def test_dark_data_with_other_classes_are_told_apart(run, tmp_path):
     assert found["accuracy"].severity == "warn"
 
 
+@pytest.mark.slow
 def test_a_flat_folder_and_a_table_need_no_labels(run, tmp_path):
     folder = tmp_path / "flat"
     folder.mkdir()
@@ -136,6 +137,7 @@ def test_changed_data_of_the_run_and_missing_data_are_refused(run, tmp_path):
         kept.rename(gone)
 
 
+@pytest.mark.slow
 def test_a_run_whose_suspected_labels_are_left_out_is_compared(run, tmp_path):
     folder = beside(run, tmp_path)
     for path in list((write(folder / "data", count=30) / "green").iterdir())[:4]:
@@ -148,6 +150,7 @@ def test_a_run_whose_suspected_labels_are_left_out_is_compared(run, tmp_path):
     assert "data_drift" in found and "accuracy" in found
 
 
+@pytest.mark.slow
 def test_a_cross_validated_run_names_its_folds_which_can_be_compared(run, tmp_path):
     folder = beside(run, tmp_path)
     write(folder / "data", count=12)
@@ -188,6 +191,7 @@ def test_a_table_of_pictures_without_labels_stays_in_its_folder(run, tmp_path):
             compared(run, table)
 
 
+@pytest.mark.slow
 def test_what_divides_training_data_does_not_concern_other_data(run, tmp_path):
     folder = beside(run, tmp_path)
     names = [path.relative_to(folder / "data") for path in write(folder / "data").rglob("*.png")]
@@ -213,6 +217,7 @@ def test_what_divides_training_data_does_not_concern_other_data(run, tmp_path):
     assert choice.split.file is choice.split.folds is None and choice.path == str(new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "column", "first", "second"),
     [("image_multilabel", "label", "red", "blue"), ("image_regression", "number", "1.5", "2.5")],

@@ -356,6 +356,7 @@ def test_the_scores_have_mean_and_spread_of_the_folds_and_every_example_once(who
     assert scores["training"]["epochs"] == 6
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_ask_all_folds(setting, whole):
     scores = whole.read_json("scores")["test"]
     done = kft("evaluate", whole.path)

@@ -132,6 +132,7 @@ def test_a_recipe_without_auto_is_left_alone(photos):
     assert policies.chosen(recipe, workflow.read(recipe)) == (recipe, [])
 
 
+@pytest.mark.slow
 def test_a_run_says_what_auto_was_and_goes_on_with_it(photos, tmp_path):
     recipe = pictures_recipe(photos)
     console = Console(record=True, width=200, file=(tmp_path / "log").open("w"))

@@ -263,7 +263,8 @@ def uneven_texts(path):
     return path
 
 
-@pytest.mark.parametrize("modality", [pytest.param("image", marks=pytest.mark.slow), "text"])
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["image", "text"])
 def test_drawn_and_changed_examples_are_drawn_and_changed_alike_after_a_kill(
     broken_off, tmp_path, weights_file, modality
 ):
