@@ -62,12 +62,12 @@ def once(
     keras.utils.clear_session()
     pictures = {
         "backbone": {"name": "mobilenet_v2", "weights": "torchvision", "image_size": side},
-        "data": {"source": "image_folder", "path": str(data)},
+        "data": {"source": "image_folder", "path": str(data), "leakage": "warn"},
     }
     language = {
         "task": {"name": "text_classification", "dropout": 0.1},
         "backbone": {"name": "bert", "weights": "minilm", "sequence_length": 64},
-        "data": {"source": "csv", "path": str(data)},
+        "data": {"source": "csv", "path": str(data), "leakage": "warn"},
     }
     recipe = recipes.from_mapping(
         {

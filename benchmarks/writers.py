@@ -70,6 +70,7 @@ def main() -> None:
         f"backbone.weights=none:{folder}",
         f"data.path={chosen.data}",
         "data.batch_size=32",
+        "data.leakage=warn",  # sets that others divided
         "backbone.sequence_length=64",
         "train.early_stopping.patience=10",
         "train.stages.0.learning_rate=1e-3",
