@@ -111,7 +111,8 @@ def compare(run: Run, path: str, *, console: Console) -> Report:
             names = survey.table.class_names
             truth = [names[label] for label in survey.labels[some]]
             earlier = [own.table.class_names[label] for label in own.labels[rows]]
-            found += _accuracy(outputs.names, *sure, earlier, truth, where)
+            if set(truth) & set(outputs.names):  # else nothing can be right
+                found += _accuracy(outputs.names, *sure, earlier, truth, where)
     shown = recipe.model_copy(update={"data": choice})
     return Report.of(shown, survey, found)
 

@@ -10,28 +10,11 @@ becomes infinite.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-
-@contextlib.contextmanager
-def untold() -> Iterator[None]:
-    """Keeps TensorFlow from warning that functions are traced often: every model is traced once."""
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return "triggered tf.function retracing" not in record.getMessage()
-
-    log = logging.getLogger("tensorflow")
-    log.addFilter(wanted)
-    try:
-        yield
-    finally:
-        log.removeFilter(wanted)
 
 
 def joint(answers: Sequence[Any], average: Callable[[Sequence[Any]], Any] | None) -> Any:

@@ -20,10 +20,10 @@ from rich.markup import escape
 
 from kerastune_ft import (
     devices,
-    ensembles,
     evaluation,
     interrupts,
     predictions,
+    quiet,
     resuming,
     showing,
     workflow,
@@ -138,12 +138,12 @@ def _begin(run: Run, recipe: Recipe, console: Console) -> Recipe:
 def _carry_out(run: Run, recipe: Recipe, console: Console) -> None:
     """Trains the folds that are not finished, then averages."""
     count = recipe.train.folds
-    with ensembles.untold(), workflow.recorded(run, console):
+    with quiet.untold(), workflow.recorded(run, console):
         for number in range(1, count + 1):
             fold = run.fold(number)
             if fold.state == "finished":
-                quiet = Console(quiet=True)
-                workflow.resume(fold.path, quiet)  # which sweeps up what a kill left behind
+                silent = Console(quiet=True)
+                workflow.resume(fold.path, silent)  # which sweeps up what a kill left behind
                 continue
             console.print(f"[bold]fold {number} of {count}[/]")
             workflow.fit(

@@ -8,6 +8,7 @@ No source file is changed. What is left out stands in the quarantine with its re
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -22,7 +23,7 @@ from PIL import Image
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from kerastune_ft import data, files, resuming
+from kerastune_ft import data, files, resuming, showing
 from kerastune_ft.checks import relabelling
 from kerastune_ft.data import Survey, inspection
 from kerastune_ft.data.tables import SPLITS, Arrays, Encoded, Files, label_columns
@@ -76,6 +77,7 @@ def write_clean(recipe: Recipe, output: Path, reencode: Path | None, console: Co
     else:
         files.write_text(output, _csv(rows))
     gone = _gone(survey)
+    mended = any(found.kind in ("mended_text", "renamed_label") for found in survey.findings)
     files.write_text(quarantine, _csv(gone, ("name", "reason", "detail")))
     counts = Counter(row["reason"] for row in gone)
     console.print(
@@ -88,6 +90,11 @@ def write_clean(recipe: Recipe, output: Path, reencode: Path | None, console: Co
     if root is not None:
         options.append(f"data.root={root}")
     choice = recipe.data
+    if not gone and not mended:
+        console.print(
+            "nothing was left out or mended: no rule of data.cleaning is set, or none applied",
+            highlight=False,
+        )
     if survey.table.groups is not None:
         options.append("data.group_column=group")
     # What is done already would look for what is no longer there.
@@ -134,6 +141,7 @@ def write_division(recipe: Recipe, output: Path, console: Console) -> None:
         grid.add_row(escape(name), *(f"{counts[part].get(name, 0):,}" for part in SPLITS))
     grid.add_row("all", *(f"{len(split):,}" for split in splits.all))
     console.print(grid)
+    showing.show_findings(console, [f for f in splits.findings if f.kind.startswith("leaked")])
     console.print(f"fingerprint {record['split_fingerprint'][:16]}", highlight=False)
     console.print(
         f"written: {escape(str(output))}; train on it with data.split.file={escape(str(output))}",
@@ -143,6 +151,8 @@ def write_division(recipe: Recipe, output: Path, console: Console) -> None:
 
 def _check_new(*paths: Path) -> None:
     for path in paths:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             raise DataError(f"--output: '{path}' exists already; it is not overwritten.")
         if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -192,6 +202,8 @@ def _common(recipe: Recipe, survey: Survey) -> Iterator[Row]:
         more: Row = {}
         if table.official is not None:
             more["split"] = table.official[row]
+        elif recipe.data.cleaning.suspected_labels != "keep":  # which was done in training alone
+            more["split"] = str(survey.parts[row])
         if table.groups is not None:
             alone = table.groups[row].startswith("\0")
             more["group"] = "" if alone else table.groups[row]

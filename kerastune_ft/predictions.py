@@ -17,7 +17,15 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from kerastune_ft import data, ensembles, evaluation, recipe_data, text_models, text_predictions
+from kerastune_ft import (
+    data,
+    ensembles,
+    evaluation,
+    quiet,
+    recipe_data,
+    text_models,
+    text_predictions,
+)
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.checks import relabelling
@@ -184,7 +192,7 @@ def out_of_fold(
 
 
 def _answers(fold: Run, model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs) -> Any:
-    with ensembles.untold():
+    with quiet.untold():
         return evaluation.answers(model, recipe, _tokenized(fold, recipe, split), outputs)
 
 
@@ -262,7 +270,7 @@ def predict(
                 pictures.append(str(error))
         good = [picture for picture in pictures if not isinstance(picture, str)]
         # One shape for every batch but the last, so that Keras traces once.
-        with ensembles.untold():
+        with quiet.untold():
             raw = [np.asarray(model.predict(np.stack(good), verbose=0)) for model in loaded if good]
         said = iter(how.activate(ensembles.joint(raw, how.average)) if good else ())
         for path, picture in zip(names, pictures, strict=True):

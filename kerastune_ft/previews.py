@@ -79,7 +79,11 @@ def write(recipe: Recipe, output: Path, count: int, console: Console) -> None:
 def page(recipe: Recipe, count: int, console: Console) -> dict[str, Any]:
     """Returns what the page says."""
     recipe = resuming.resolved(recipe)
-    splits = workflow.read(recipe)
+    # Nothing is trained on here: what `fit` refuses can be looked at.
+    looked_at = recipe.data.model_copy(update={"leakage": "warn"})
+    splits = workflow.read(
+        recipe if recipe.data.leakage == "drop" else recipe.model_copy(update={"data": looked_at})
+    )
     text = TASKS[recipe.task.name].modality == "text"
     model = None
     measured = recipe.data.augment == "auto" and not recipe.backbone.tag.startswith("none")

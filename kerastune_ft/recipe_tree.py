@@ -276,6 +276,8 @@ def override(
             node = parse(written, "command line", found)
         except RecipeError as error:
             reason = str(error).split("not valid YAML: ")[-1].rstrip(".")
+            if wants_text(path):
+                reason += f"; text that begins so is quoted: \"{key}='{written}'\""
             problems.append(Problem(COMMAND_LINE, key, f"{written} is not valid YAML: {reason}"))
             return tree
         for problem in found:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerastune_ft import ensembles, text_evaluation
+from kerastune_ft import ensembles, quiet, text_evaluation
 from kerastune_ft.data import cleaning, table_files, tables, tokenizing
 from kerastune_ft.data.texts import Texts, Tokens, plan
 from kerastune_ft.errors import DataError
@@ -103,7 +103,7 @@ def predict(
         words = tuple(row.words or tuple(row.shown["text"].split()) for row in rows)
         tags = TASKS[recipe.task.name].labels == "tags"
         held = Texts(first, pairs, words if tags else None)
-        with ensembles.untold():
+        with quiet.untold():
             found = _say(readers, recipe, outputs, held)
         said = dict(zip(usable, found, strict=True))
     nothing: dict[str, Any] = dict.fromkeys(next(iter(said.values()), {"predicted": None}))

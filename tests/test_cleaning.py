@@ -15,6 +15,7 @@ from PIL import Image
 from test_dividing import load, noise, section, table
 
 from kerastune_ft import cli_data, data, recipe
+from kerastune_ft.checks import suspects
 from kerastune_ft.data import cleaning
 from kerastune_ft.data.labels import LABELS
 from kerastune_ft.data.texts import Texts
@@ -475,3 +476,44 @@ def test_kinds_of_labels_keep_their_columns_in_a_manifest(tmp_path):
     assert one.fingerprint == other.fingerprint
     assert np.array_equal(one.train.labels, other.train.labels)
     assert LABELS["classes"].name == one.kind
+
+
+def test_a_manifest_made_with_judged_labels_keeps_who_was_training(tmp_path, monkeypatch):
+    path = table(tmp_path, [(f"text {i}", "ab"[i % 2]) for i in range(40)])
+
+    def judge(recipe_, survey, progress, rows):
+        few = rows[:3]
+        given = np.asarray(survey.labels)[few]
+        return suspects.Suspects(few, given, 1 - given, np.zeros(3), np.ones(3), len(rows), 0.9)
+
+    monkeypatch.setattr(suspects, "of_survey", judge)
+    before = load(path)
+    done = run(
+        "clean", path, "data.cleaning.suspected_labels=drop", "--output", tmp_path / "new/c.csv"
+    )
+    assert done.exit_code == 0, done.output
+    after = load(tmp_path / "new/c.csv")
+    assert after.test.content.first == before.test.content.first
+    assert after.validation.content.first == before.validation.content.first
+    assert len(after.train) == len(before.train) - 3
+
+
+def test_a_manifest_without_a_rule_says_that_it_is_one(tmp_path):
+    path = table(tmp_path, [(f"text {i}", "ab"[i % 2]) for i in range(10)])
+    done = run("clean", path, "--output", tmp_path / "c.csv")
+    assert "nothing was left out or mended" in done.output
+
+
+def test_a_division_says_what_leaks(tmp_path):
+    rows = [(f"text {i}", "ab"[i % 2], "test" if i % 4 == 0 else "train") for i in range(40)]
+    path = table(tmp_path, [*rows, ("text 4", "a", "train")], ("text", "label", "split"))
+    done = run("split", path, "--output", tmp_path / "s.csv")
+    assert done.exit_code == 0, done.output
+    assert "training texts with a copy in validation or test: 1" in done.output
+
+
+def test_fit_says_that_class_names_differ_in_spelling_alone(tmp_path):
+    path = table(tmp_path, [(f"text {i}", ("Cat", "cat", "dog")[i % 3]) for i in range(60)])
+    (found,) = load(path).findings
+    assert (found.kind, found.severity) == ("label_spelling", "warn")
+    assert found.details == ("'cat' and 'Cat'",)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "kerastune_ft"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those of its own level and of the levels before it.
 LEVELS = [
-    {"errors", "files", "interrupts"},
+    {"errors", "files", "interrupts", "quiet"},
     {"backbones", "checkpoints", "watchdog", "hosts"},
     {
         "recipe",

@@ -234,3 +234,16 @@ def test_the_command_writes_the_page(photos, tmp_path):
     )
     assert found.exit_code == 0, found.output
     assert (tmp_path / "p.html").read_text().count("<article") == 4
+
+
+def test_what_fit_refuses_can_be_looked_at_and_cleaned_texts_are_shown(tmp_path):
+    rows = [{"text": f"<i>fox</i> {i}", "label": "ab"[i % 2], "split": "train"} for i in range(30)]
+    rows += [{**row, "split": "test"} for row in rows[:3]]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    chosen = texts_recipe(path, cleaning={"text": {"html": True}}, split={"validation": 0.2})
+    page = previews.page(chosen, 6, QUIET)
+    assert page["examples"]
+    for shown in page["examples"]:
+        assert shown["raw"].startswith("<i>fox</i> ")
+        assert shown["cleaned"] == shown["raw"].replace("<i>", "").replace("</i>", "")

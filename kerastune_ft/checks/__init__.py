@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kerastune_ft import data
+from kerastune_ft import data, quiet
 from kerastune_ft.checks import (
     classes,
     columns,
@@ -101,7 +101,7 @@ def check(recipe: Recipe, *, network: bool = True, console: Console | None = Non
         DataError: If the data cannot be read.
     """
     task = TASKS[recipe.task.name]
-    with _bar(console) as progress:
+    with _bar(console) as progress, quiet.untold():
         with inspection.watched(lambda done, total: progress("looking at pictures", done, total)):
             survey = data.survey(recipe.data, task.labels, task.modality)
         examined = Examined(recipe, survey, progress)

@@ -12,6 +12,7 @@ import numpy as np
 from kerastune_ft.checks.examined import Examined
 from kerastune_ft.data.tables import Finding, finding
 
+_MANY = 0.01  # of the examples: from here on contradictions are no slips
 _PART = 0.5  # of a standard deviation, by which two numbers of one example may differ
 
 
@@ -26,7 +27,10 @@ def repeated(examined: Examined) -> Iterator[Finding]:
         noun = examined.table.noun
         yield _compared(examined, "duplicates", "warn", f"{noun} that are copies of another", same)
     if other:
-        certain = examined.kind in ("class", "classes")
+        # A few are told of; many make every score a lie.
+        certain = examined.kind in ("class", "classes") and len(other) > _MANY * len(
+            examined.table.names
+        )
         yield _compared(
             examined,
             "conflicting_labels",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -223,6 +224,11 @@ def of_survey(data: Data, found: Survey) -> Splits:
         _check_numbers(data, table, training)
     elif kind != "text":
         _check_trained(data, table, training)
+        alike = cleaning.spellings(class_counts_of(table)) if kind == "class" else {}
+        if alike:
+            shown = [f"'{name}' and '{better}'" for name, better in alike.items()]
+            message = "class names that differ in spelling alone, learned as different classes"
+            findings += (finding("label_spelling", "warn", message, alike, details=shown),)
         if kind != "tags":
             findings += splitting.absences(labels, parts, table.class_names)
             findings += _everywhere(training, table.class_names)
@@ -439,6 +445,11 @@ def outputs_of(record: Mapping[str, Any], kind: Kind) -> Outputs:
 def label_contract(class_names: Sequence[str]) -> str:
     """Returns the sha256 of the class names in their order."""
     return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
+
+
+def class_counts_of(table: Table) -> dict[str, int]:
+    """Returns how many examples of one class each there are, by name."""
+    return dict(Counter(str(label) for label in table.labels))
 
 
 def _check_classes(data: Data, table: Table, kind: LabelKind) -> None:

@@ -140,7 +140,7 @@ ADVICE: dict[str, Advice] = {
     # Copies.
     "duplicates": Advice(
         "Examples with the same content",
-        "They weigh several times in training. Own splits keep them on one side.",
+        "They weigh several times in training. Splits that kft makes keep them on one side.",
         "data.cleaning.duplicates=first.",
     ),
     "near_duplicates": Advice(
@@ -400,8 +400,8 @@ ADVICE: dict[str, Advice] = {
     "figure_drift": Advice(
         "Parts that differ in a simple figure",
         "Scores on one are not those to be expected of another.",
-        "Find out where the difference comes from; divide anew at random, or accept it if it is "
-        "meant.",
+        "Find out where the difference comes from. Splits that are to be alike are divided anew at "
+        "random.",
     ),
     # Data seen after training.
     "data_drift": Advice(
@@ -422,7 +422,7 @@ ADVICE: dict[str, Advice] = {
     "accuracy": Advice(
         "How often the model is right",
         "What it scores here is what can be expected of such data.",
-        "If it is lower than on the run's own test split, train on such data too.",
+        "Train on such data too if that is not enough.",
     ),
     "no_features": Advice(
         "Checks that were left out",

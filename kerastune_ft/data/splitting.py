@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from kerastune_ft import files
 from kerastune_ft.data.labels import class_counts
-from kerastune_ft.data.tables import SPLITS, Finding, finding
+from kerastune_ft.data.tables import SPLITS, Finding, finding, first_few
 from kerastune_ft.errors import DataError
 
 _EXCHANGES_PER_CLASS = 20
@@ -118,8 +118,9 @@ def _by_groups(
         return splits
     if len(known) <= len(shares):
         raise DataError(
-            f"data.split: {len(known)} groups are too few for {len(shares) + 1} splits; set "
-            "data.split.validation=0 or data.split.test=0, or leave data.group_column out."
+            f"data.split: {len(known)} groups are too few for {len(shares) + 1} splits "
+            f"({first_few(known, 3)}); set data.split.validation=0 or data.split.test=0, or leave "
+            "data.group_column or data.group_pattern out."
         )
     folds = _folds(numbers, owners, stratify, seed, len(shares) + 1)
     for number, (name, share) in enumerate(shares.items(), 1):
