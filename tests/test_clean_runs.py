@@ -38,6 +38,7 @@ def test_fit_refuses_a_test_picture_in_training_and_leaves_nothing(leaking, tmp_
     assert not list((tmp_path / "runs").glob("*"))
 
 
+@pytest.mark.slow
 def test_fit_goes_on_if_told_and_says_what_it_left_out(leaking, tmp_path):
     done = kft(
         "fit", leaking, "data.leakage=drop", "train.stages.0.epochs=1", "train.tensorboard=false",

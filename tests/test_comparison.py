@@ -161,6 +161,7 @@ def test_a_cross_validated_run_names_its_folds_which_can_be_compared(run, tmp_pa
     assert "data_drift" in compared(made.fold(1), new)[1]
 
 
+@pytest.mark.slow
 def test_classes_are_known_by_the_names_and_spellings_that_the_run_gave_them(run, tmp_path):
     folder = beside(run, tmp_path)
     write(folder / "data", count=12)
@@ -172,6 +173,7 @@ def test_classes_are_known_by_the_names_and_spellings_that_the_run_gave_them(run
     assert report.survey.table.class_names == ("blue", "crimson", "green")
 
 
+@pytest.mark.slow
 def test_a_table_of_pictures_without_labels_stays_in_its_folder(run, tmp_path):
     folder = tmp_path / "flat"
     folder.mkdir()
@@ -244,6 +246,7 @@ def test_runs_of_other_tasks_are_compared(run, tmp_path, task, column, first, se
     assert not {"accuracy", "confidence", "unknown_class"} & set(found)
 
 
+@pytest.mark.slow
 def test_compare_says_where_its_files_are_and_fails_where_data_cannot_be_read(run, tmp_path):
     new = write(tmp_path / "new", count=8, seed=1, light=0.35)
     arguments = ["data", "compare", str(run.path), str(new), "--output", str(tmp_path / "out")]
@@ -254,6 +257,7 @@ def test_compare_says_where_its_files_are_and_fails_where_data_cannot_be_read(ru
     assert CliRunner().invoke(cli.main, arguments).exit_code == 1
 
 
+@pytest.mark.slow
 def test_texts_are_compared_with_labels_and_line_by_line(tmp_path):
     rng = np.random.default_rng(0)
 

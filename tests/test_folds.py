@@ -284,6 +284,7 @@ def whole(setting):
     return Run.open(setting / "runs" / "whole")
 
 
+@pytest.mark.slow
 def test_a_cross_validated_run_leaves_its_documents_and_a_run_per_fold(whole):
     assert {path.name for path in whole.path.iterdir()} == {
         "recipe.yaml", "environment.json", "data.json", "splits.csv", "scores.json", "status.json",
@@ -315,6 +316,7 @@ def softmax(logits):
     return np.asarray(keras.ops.softmax(np.float64(logits)))
 
 
+@pytest.mark.slow
 def test_the_test_score_is_that_of_the_mean_probabilities_by_hand(setting, whole):
     rows = rows_of(whole.predictions_path)
     recipe = recipes.load(whole.recipe_path)
@@ -338,6 +340,7 @@ def test_the_test_score_is_that_of_the_mean_probabilities_by_hand(setting, whole
     assert scores["loss"] == pytest.approx(log_loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_scores_have_mean_and_spread_of_the_folds_and_every_example_once(whole):
     scores = whole.read_json("scores")
     each = [whole.fold(n).read_json("scores") for n in (1, 2, 3)]
@@ -376,6 +379,7 @@ def test_evaluate_and_predict_ask_all_folds(setting, whole):
         assert ours["p:red"] == pytest.approx(float(row["p:red"]), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_it_is_one_row_of_the_list_of_runs(setting, whole):
     done = kft("ls", "runs", "--runs-dir", setting / "runs", "--json")
     (row,) = [row for row in json.loads(done.output) if row["name"] == "whole"]
@@ -384,6 +388,7 @@ def test_it_is_one_row_of_the_list_of_runs(setting, whole):
     assert row["epochs"] == 6
 
 
+@pytest.mark.slow
 def test_a_fold_can_be_a_backbone_and_the_whole_cannot(setting, whole):
     said = refused(
         "fit", setting / "my.yaml", "train.folds=1", f"backbone.weights={whole.path}",
@@ -394,6 +399,7 @@ def test_a_fold_can_be_a_backbone_and_the_whole_cannot(setting, whole):
         predictions.load_model(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_one_is_not_resumed_and_another_recipe_not_taken_for_it(setting, whole):
     before = whole.path.joinpath("scores.json").stat().st_mtime_ns
     done = kft("resume", whole.path)
@@ -414,6 +420,7 @@ def test_plan_says_how_many_trainings(setting):
     assert "18 train, 9 validation, 9 test" in done.output
 
 
+@pytest.mark.slow
 def test_rates_are_tried_on_the_first_fold(setting, tmp_path):
     done = kft("lr-find", setting / "my.yaml", "--steps", "10", "--output", tmp_path)
     assert done.exit_code == 0, done.output

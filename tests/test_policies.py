@@ -69,6 +69,7 @@ def test_tiny_grey_pictures_are_not_mirrored_unseen():
     assert "tiny grey pictures" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sided", [True, False])
 @pytest.mark.parametrize("validation", [0.5, 0])
 def test_mirroring_is_left_out_where_a_probe_sees_that_it_changes_the_label(
