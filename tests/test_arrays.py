@@ -13,6 +13,7 @@ from kerastune_ft.backbones import BACKBONES, arrays, networks
 from kerastune_ft.errors import WeightsError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("larger", "name"),
     [("VGG19", "vgg16"), ("EfficientNetV2B1", "efficientnet_v2_b0"), ("ResNet101", "resnet50")],

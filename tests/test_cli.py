@@ -179,6 +179,7 @@ def test_the_saved_recipe_is_complete_and_repeats_the_run_bit_for_bit(
     assert (again / "predictions.csv").read_text() == (run / "predictions.csv").read_text()
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights_from_a_former_run(run: Path, tmp_path: Path) -> None:
     """Also shows that a former run serves as `backbone.weights`."""
     tiny = run.parents[1] / "tiny.yaml"

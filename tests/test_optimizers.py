@@ -901,6 +901,7 @@ def process(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 @on_tensorflow
 def test_two_mirrored_devices_train_like_one():
     done = process("-c", MIRRORED, str(Path(__file__).parent))

@@ -80,6 +80,7 @@ def whole_state(model):
     }
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind_and_two_tests_are_alike(photos):
     stages = [
         {"trainable_blocks": 2, "epochs": 1, "learning_rate": 1e-3, "batch_norm": "train"},

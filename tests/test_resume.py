@@ -233,6 +233,7 @@ def broken_off(tmp_path, weights_file, monkeypatch):
     return broken
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_a_run_leads_to_the_same_end(broken_off, tmp_path, weights_file):
     """Also those in the middle of an epoch, at the end of a stage and before the first step."""
     run, recipe = broken_off(1)
@@ -363,6 +364,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path, weights_file):
     assert (tmp_path / "runs" / "mine" / "thesis.tex").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_warning(broken_off):
     run, _ = broken_off(4)
     newest = sorted(run.checkpoints_path.glob("step-*"))[-1]

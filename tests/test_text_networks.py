@@ -145,6 +145,7 @@ def test_every_weight_has_a_gradient(built):
     assert not lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.slow)])
 def test_all_reload_without_this_package_and_compute_the_same(backend, tmp_path):
     pytest.importorskip(backend)

@@ -148,6 +148,7 @@ def test_words_get_the_tags_that_were_learned(tmp_path):
     assert said["predicted"] == "O B-MOOD O"
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_texts_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", "text_classification")
     made = make_recipe(
