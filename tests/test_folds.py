@@ -572,7 +572,7 @@ def test_killed_again_and_again_it_ends_as_if_it_had_not_been(setting, whole):
     while True:
         process = start(setting, "killed", "--resume")
         if kills < 8:
-            time.sleep(rng.uniform(4, 40))
+            time.sleep(rng.uniform(4, 16))
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
