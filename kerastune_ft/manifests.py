@@ -102,6 +102,8 @@ def write_clean(recipe: Recipe, output: Path, reencode: Path | None, console: Co
     options += [f"data.{key}=null" for key, value in already.items() if value is not None]
     if choice.cleaning.rename_labels:
         options.append("data.cleaning.rename_labels={}")
+    if choice.cleaning.suspected_labels != "keep":  # to judge again would find others
+        options.append("data.cleaning.suspected_labels=keep")
     console.print(f"to train on it: kft fit RECIPE {escape(' '.join(options))}", highlight=False)
 
 
@@ -126,7 +128,7 @@ def write_division(recipe: Recipe, output: Path, console: Console) -> None:
     task = TASKS[recipe.task.name]
     splits = data.of_survey(choice, data.survey(choice, task.labels, task.modality))
     record = splits.record()
-    kept = ("source", "path", "examples", "class_names", "splits")
+    kept = ("source", "path", "examples", "removed", "class_names", "splits")
     fingerprints = ("split_fingerprint", "content_fingerprint")
     facts = {key: record[key] for key in (*kept, *fingerprints)}
     facts["split"] = recipe.data.split.model_dump()
@@ -198,11 +200,13 @@ def _labels(recipe: Recipe, survey: Survey) -> Iterator[Row]:
 def _common(recipe: Recipe, survey: Survey) -> Iterator[Row]:
     """Yields the columns of split, group and time, where there are some."""
     table, column = survey.table, recipe.data.time_column
+    # What was judged or guessed was so in training alone, and must stay there.
+    fixed = recipe.data.cleaning.suspected_labels != "keep" or bool(table.guessed)
     for row in range(len(table.names)):
         more: Row = {}
         if table.official is not None:
             more["split"] = table.official[row]
-        elif recipe.data.cleaning.suspected_labels != "keep":  # which was done in training alone
+        elif fixed:
             more["split"] = str(survey.parts[row])
         if table.groups is not None:
             alone = table.groups[row].startswith("\0")

@@ -517,3 +517,16 @@ def test_fit_says_that_class_names_differ_in_spelling_alone(tmp_path):
     (found,) = load(path).findings
     assert (found.kind, found.severity) == ("label_spelling", "warn")
     assert found.details == ("'cat' and 'Cat'",)
+
+
+def test_a_division_of_data_with_guessed_labels_is_followed(tmp_path):
+    rows = [(f"text {i}", "" if i % 4 == 0 else "ab"[i % 3 > 0]) for i in range(60)]
+    path = table(tmp_path, rows)
+    rule = "data.cleaning.missing_label=most_frequent"
+    assert run("split", path, rule, "--output", tmp_path / "s.csv").exit_code == 0
+    settings = {"cleaning": {"missing_label": "most_frequent"}}
+    splits = load(path, split={"file": str(tmp_path / "s.csv")}, **settings)
+    assert splits.fingerprint == load(path, **settings).fingerprint
+    assert run("clean", path, rule, "--output", tmp_path / "c.csv").exit_code == 0
+    after = load(tmp_path / "c.csv")
+    assert after.test.content.first == splits.test.content.first

@@ -1,6 +1,6 @@
 """Decides who goes where: by a file, by the data's own splits, by time, by group, or at random.
 
-    parts = divide(data, table, strata, first, near)          # "train", "validation", "test"
+    parts, findings = divide(data, table, kind, labels, first, near)   # "train", "validation", ...
 
 Examples of the same content stay together unless the recipe says otherwise, so that nothing is
 scored that was trained on. Splits that the data comes with are kept as they are.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kerastune_ft.recipe import Data
 
 _MANY_COPIES = 0.1  # of the examples: from here on, shares are met by dealing whole families
+_DROPPED = {"leakage": "train", "suspected_labels": "train", "missing_label": "test"}
 NO_PAIRS = np.zeros((0, 2), np.int64)
 
 
@@ -183,11 +184,11 @@ def from_file(path: Path, data: Data, table: Table, labels: Sequence[str]) -> ND
     where = f"data.split.file: '{path}'"
     again = "write it anew with 'kft data split', or put the data back"
     record = _record_beside(path)
-    # Left out after dividing by a rule that will leave them out again: they were in training.
+    # Left out after dividing by a rule that will leave them out again, where they were.
     dropped = {
-        row["name"]
+        row["name"]: _DROPPED[row["reason"]]
         for row in (record or {}).get("removed", ())
-        if row["reason"] in ("leakage", "suspected_labels")
+        if row["reason"] in _DROPPED
     }
     if record is not None and record["split_fingerprint"] != splitting.fingerprint(
         names, said, splits
@@ -218,7 +219,7 @@ def from_file(path: Path, data: Data, table: Table, labels: Sequence[str]) -> ND
             f"{where}: the names are the same, but the content of {data.path} has changed since "
             f"it was divided; {again}."
         )
-    parts = [listed[name][1] if name in listed else "train" for name in table.names]
+    parts = [listed[name][1] if name in listed else dropped[name] for name in table.names]
     return np.asarray(parts, dtype="U10")
 
 

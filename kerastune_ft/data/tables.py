@@ -296,7 +296,7 @@ def finding(
         partners: See `Finding`.
     """
     every = tuple(names) if details or partners else tuple(sorted(names))
-    assert len(every) in (len(details) or len(every), len(every)), kind
+    assert len(details) in (0, len(every)) and len(partners) in (0, len(every)), kind
     shown = f"{message}: {len(every):,} ({first_few(every, 3)})"
     return Finding(kind, severity, shown, len(every), every, tuple(details), tuple(partners))
 
