@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import keras
 import numpy as np
@@ -27,15 +28,7 @@ from kerastune_ft import data, workflow
 from kerastune_ft import recipe as recipes
 from kerastune_ft.checks import features, probes, suspects
 
-FILTERS: tuple[suspects.Filter, ...] = (
-    "prune_by_noise_rate",
-    "prune_by_class",
-    "both",
-    "confident_learning",
-    "predicted_neq_given",
-    "low_normalized_margin",
-    "low_self_confidence",
-)
+FILTERS: tuple[suspects.Filter, ...] = get_args(suspects.Filter)
 VARIANTS = ("noisy", "dropped", "relabelled", "original")
 
 

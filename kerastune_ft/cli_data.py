@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import rich_click as click
 
 from kerastune_ft import terminal
 
+_Command = TypeVar("_Command", bound=Callable[..., None])
 _TARGET = click.Path(path_type=Path)
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+def _report_folder(default: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--output",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path(default),
+        show_default=True,
+        help="Folder for findings.json and findings.html.",
+    )
 
 
 @click.group()
@@ -24,13 +37,7 @@ def data() -> None:
 @data.command()
 @click.argument("target", type=_TARGET)
 @_overrides
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data-check"),
-    show_default=True,
-    help="Folder for findings.json and findings.html.",
-)
+@_report_folder("data-check")
 @click.option(
     "--quick", is_flag=True, help="Leave out what needs a network: labels, transfer, drift."
 )
@@ -108,13 +115,7 @@ def split(target: Path, overrides: tuple[str, ...], output: Path) -> None:
 @data.command()
 @click.argument("run", type=_TARGET)
 @click.argument("path")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data-compare"),
-    show_default=True,
-    help="Folder for findings.json and findings.html.",
-)
+@_report_folder("data-compare")
 def compare(run: Path, path: str, output: Path) -> None:
     """Tells how data at PATH, seen after training, differs from what RUN was trained on.
 

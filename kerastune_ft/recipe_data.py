@@ -433,6 +433,9 @@ def _folds(values: Values) -> Iterator[Mistake]:
     if values("data", "leakage") == "drop":
         message = "each fold would drop others; set data.cleaning.duplicates=first instead"
         yield Mistake((("train", "folds"), ("data", "leakage")), message)
+    if values("data", "cleaning", "missing_label") == "most_frequent":
+        message = "every example validates once, and a guessed label is nothing to validate on"
+        yield Mistake((("train", "folds"), ("data", "cleaning", "missing_label")), message)
     task = values("task", "name")
     if task in _WRITING_TASKS:
         message = f"{task} writes texts, which cannot be averaged; set train.folds to 1"

@@ -132,6 +132,7 @@ def test_what_cannot_be_meant_together_is_refused():
     }
     cases = (
         ({"leakage": "drop"}, {"folds": 3}, "each fold would drop others"),
+        ({"cleaning": {"missing_label": "most_frequent"}}, {"folds": 3}, "nothing to validate on"),
         ({"sampling": "balanced"}, {"class_weight": "balanced"}, "favour rare classes twice"),
         ({"root": "x"}, {}, "root: is for image_csv"),
         ({"time_column": "day"}, {}, "class folders have no columns; leave time_column out"),
