@@ -43,6 +43,7 @@ class Comparison:
 RUN = (
     Column("training", "training, s", ratio=True),
     Column("whole", "whole process, s", ratio=True),
+    Column("processor", "processor, s"),
     Column("memory", "peak GiB", 2),
     Column("accuracy", "test accuracy", 3),
 )
@@ -166,7 +167,7 @@ COMPARISONS: dict[str, Comparison] = {
             "small": {"counts": [500, 3000], "epochs": 2},
             "full": {"counts": [500, 10_000, 20_000], "epochs": 2},
         },
-        columns=(Column("memory", "peak GiB", 3, ratio=True), *RUN[:2], RUN[3]),
+        columns=(Column("memory", "peak GiB", 3, ratio=True), *RUN[:2], *RUN[4:]),
         more=stages.growth,
     ),
     "peers": Comparison(

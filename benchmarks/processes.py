@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+
+NOISE = re.compile(r"^[IWE]\d{4} |oneDNN|TF_ENABLE|WARNING: All log messages|rebuild TensorFlow")
+"""What TensorFlow prints whatever is asked of it."""
 
 
 class FailedError(Exception):
@@ -88,8 +92,8 @@ def run(
 
 def said(log: str) -> str:
     """Returns the end of what a failed process printed, on one line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return " / ".join(lines[-3:])[-400:] or "it printed nothing"
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not NOISE.search(line)]
+    return " / ".join(lines[-2:])[:400] or "it printed nothing"
 
 
 def main(name: str, asked: str, answer: str) -> None:

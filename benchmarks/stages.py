@@ -11,6 +11,9 @@ from benchmarks.tables import NONE, Result, line, median, ratio
 
 Numbers = Mapping[str, Any]
 
+MOST = 50
+"""Beyond it a limit is the noise of two times that are nearly the same."""
+
 
 def table(results: Mapping[str, Result], once: Numbers, numbers: Numbers) -> str:
     """Returns seconds by stage, cached and not, and how much could be gained at most.
@@ -34,7 +37,8 @@ def table(results: Mapping[str, Result], once: Numbers, numbers: Numbers) -> str
         if stage < len(measured):
             step, prefix = measured[stage]["step"], measured[stage]["prefix"]
             epoch, whole = limits.most(step, prefix, numbers["epochs"])
-            cells += [f"{prefix / step:.2f}", f"{epoch:.2f}", f"{whole:.2f}"]
+            most = f"{epoch:.2f}" if epoch < MOST else f"over {MOST}"
+            cells += [f"{prefix / step:.2f}", most, f"{whole:.2f}"]
         else:
             cells += [NONE] * 3
         lines.append(line(cells))
