@@ -65,7 +65,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=ways.head,
         sizes={
             "tiny": {"photos": 40, "epochs": 2},
-            "small": {"photos": 600, "epochs": 10},
+            "small": {"photos": 500, "epochs": 10},
             "full": {"photos": 2000, "epochs": 10},
         },
         columns=RUN,
@@ -76,7 +76,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=ways.head,
         sizes={
             "tiny": {"photos": 40, "epochs": 3},
-            "small": {"photos": 150, "epochs": 30},
+            "small": {"photos": 100, "epochs": 30},
             "full": {"photos": 2000, "epochs": 30},
         },
         columns=RUN,
@@ -88,7 +88,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=lambda **numbers: ways.head(**numbers, augmented=True),
         sizes={
             "tiny": {"photos": 40, "epochs": 2},
-            "small": {"photos": 250, "epochs": 12},
+            "small": {"photos": 200, "epochs": 8},
             "full": {"photos": 2000, "epochs": 20},
         },
         columns=RUN,
@@ -102,7 +102,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=ways.gradual,
         sizes={
             "tiny": {"photos": 40, "epochs": 1, "blocks": 1, "steps": 2},
-            "small": {"photos": 200, "epochs": 3, "blocks": 2, "steps": 4},
+            "small": {"photos": 150, "epochs": 2, "blocks": 2, "steps": 4},
             "full": {"photos": 2000, "epochs": 3, "blocks": 4, "steps": 10},
         },
         columns=RUN,
@@ -148,7 +148,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=ways.overhead,
         sizes={
             "tiny": {"photos": 200, "epochs": 1},
-            "small": {"photos": 320, "epochs": 3},
+            "small": {"photos": 256, "epochs": 2},
             "full": {"photos": 640, "epochs": 4},
         },
         columns=(
@@ -164,7 +164,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=ways.memory,
         sizes={
             "tiny": {"counts": [100, 200], "epochs": 2},
-            "small": {"counts": [500, 3000], "epochs": 2},
+            "small": {"counts": [500, 2500], "epochs": 2},
             "full": {"counts": [500, 10_000, 20_000], "epochs": 2},
         },
         columns=(Column("memory", "peak GiB", 3, ratio=True), *RUN[:2], *RUN[4:]),
@@ -178,9 +178,33 @@ COMPARISONS: dict[str, Comparison] = {
         "batch. Batch normalisation is in inference mode everywhere.",
         ways=ways.peers,
         sizes={
-            "tiny": {"photos": 80, "count": 100, "epochs": 2, "warm_up": 1, "timed": 2},
-            "small": {"photos": 160, "count": 320, "epochs": 2, "warm_up": 3, "timed": 10},
-            "full": {"photos": 640, "count": 2000, "epochs": 3, "warm_up": 10, "timed": 80},
+            "tiny": {
+                "photos": 64,
+                "jax_photos": 40,
+                "count": 100,
+                "epochs": 2,
+                "warm_up": 1,
+                "timed": 2,
+                "hub_timed": 1,
+            },
+            "small": {
+                "photos": 160,
+                "jax_photos": 64,
+                "count": 320,
+                "epochs": 2,
+                "warm_up": 3,
+                "timed": 10,
+                "hub_timed": 1,
+            },
+            "full": {
+                "photos": 640,
+                "jax_photos": 96,
+                "count": 2000,
+                "epochs": 3,
+                "warm_up": 10,
+                "timed": 80,
+                "hub_timed": 3,
+            },
         },
         columns=(*SPEED, Column("memory", "peak GiB", 2)),
     ),

@@ -149,6 +149,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     head = ["way"]
     for column in columns:
         head += [column.title, "ratio"] if column.ratio else [column.title]
+    head.append("rounds")
     lines = [line(head), "|" + "---|" * len(head)]
     for row in rows:
         if not row.runs:
@@ -160,7 +161,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
             if column.ratio:
                 share = figure.ratio if figure else None
                 cells.append(NONE if share is None else f"{share:.2f}")
-        lines.append(line(cells))
+        lines.append(line([*cells, str(row.runs)]))
     notes = [
         f"- {row.way}: {'failed' if row.failed else 'skipped'}: {row.reason}"
         for row in rows
