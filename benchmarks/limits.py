@@ -31,7 +31,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
     keras.utils.set_random_seed(settings["seed"])
     side = settings["side"]
-    model = models.image_classifier("mobilenet_v2", 10, weights="none", image_size=side)
+    model = models.image_classifier("mobilenet_v2", 10, weights="torchvision", image_size=side)
     network, _ = models.backbone_of(model)
     cuts = [block.name for block in models.blocks(model)[:-1]]
     noise = np.random.default_rng(0)

@@ -79,6 +79,8 @@ def run(
             raise
         whole = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode < 0:
+        raise FailedError(f"killed by signal {-process.returncode}; is there enough memory?")
     if process.returncode or not answer.is_file():
         raise FailedError(said(log.read_text(encoding="utf-8", errors="replace")))
     assert isinstance(usage, resource.struct_rusage)
