@@ -30,17 +30,17 @@ class Clock:
         return self.steps[0][0]
 
     def step_seconds(self, epochs: Iterable[int], after: int = 0) -> float | None:
-        """Returns the mean seconds of a step.
+        """Returns the mean seconds of a step of a whole batch.
 
         Args:
-            epochs: Numbers, from 0 over all stages. The first step of each is left out: it waits
-                for the first batch of its stream.
-            after: Steps of each epoch that are left out beside it.
+            epochs: Numbers, from 0 over all stages. Of each the first step is left out, which
+                builds or waits for the first batch, and the last one, whose batch may be smaller.
+            after: Steps at the beginning of each epoch that are left out beside it.
 
         Returns:
             None if there are no such steps.
         """
-        return mean_step([self.steps[epoch][after:] for epoch in epochs if epoch < len(self.steps)])
+        return mean_step([self.steps[epoch][after:-1] for epoch in epochs])
 
     def spans(self, began: float, epochs: int) -> list[float]:
         """Returns the seconds of stages of so many epochs each, from the end of the one before."""
@@ -53,6 +53,11 @@ def mean_step(epochs: Sequence[Sequence[float]]) -> float | None:
     counted = [ends for ends in epochs if len(ends) > 1]
     steps = sum(len(ends) - 1 for ends in counted)
     return sum(ends[-1] - ends[0] for ends in counted) / steps if steps else None
+
+
+def per_example(seconds: float | None, batch_size: int) -> float | None:
+    """Returns milliseconds per example from the seconds of a step."""
+    return None if seconds is None else seconds * 1000 / batch_size
 
 
 def watch() -> Clock:

@@ -53,17 +53,19 @@ def throughput(settings: dict[str, Any]) -> dict[str, Any]:
     """Runs `kft fit`, first of the head, then of everything.
 
     Args:
-        settings: As of `fit`; the first stage has `head_epochs`.
+        settings: As of `fit`; the first stage has `head_epochs`; `unmeasured` are the epochs at
+            the beginning of the other stage that do not count.
 
     Returns:
-        `head` and `full`: milliseconds of training per example, without the first epoch of each.
+        `head` and `full`: milliseconds of training per example, without the first epoch of the
+        head, which fills the cache.
     """
     clock = clocks.watch()
     _kft_fit(settings)
     first = settings["head_epochs"]
     head = clock.step_seconds(range(1, first))
-    full = clock.step_seconds(range(first + 1, len(clock.epochs)))
-    return {"head": _per_example(head), "full": _per_example(full)}
+    full = clock.step_seconds(range(first + settings["unmeasured"], len(clock.epochs)))
+    return {"head": clocks.per_example(head, BATCH), "full": clocks.per_example(full, BATCH)}
 
 
 def script(settings: dict[str, Any]) -> dict[str, Any]:
@@ -117,11 +119,6 @@ def _steps(clock: clocks.Clock, settings: dict[str, Any]) -> dict[str, Any]:
         "first_step": clock.first_step - settings["spawned"],
         "step": clock.step_seconds(epochs, after=settings.get("warm_up", 0)),
     }
-
-
-def _per_example(seconds: float | None) -> float | None:
-    """Returns milliseconds per example."""
-    return None if seconds is None else seconds * 1000 / BATCH
 
 
 def _recipe(settings: dict[str, Any]) -> Path:

@@ -47,7 +47,8 @@ def throughput(settings: dict[str, Any]) -> dict[str, Any]:
         settings: As of `transfer`; `head_epochs` and `full_epochs`.
 
     Returns:
-        `head` and `full`: milliseconds of training per example, without the first epoch of each.
+        `head` and `full`: milliseconds of training per example, without the first epoch of the
+        head.
     """
     clock = clocks.watch()
     import keras
@@ -62,9 +63,8 @@ def throughput(settings: dict[str, Any]) -> dict[str, Any]:
     _compile(model, settings["learning_rate"] / 10)
     model.fit(train, epochs=settings["full_epochs"], validation_data=validation, verbose=2)
     head = clock.step_seconds(range(1, first))
-    full = clock.step_seconds(range(first + 1, len(clock.epochs)))
-    assert head is not None and full is not None
-    return {"head": head * 1000 / BATCH, "full": full * 1000 / BATCH}
+    full = clock.step_seconds(range(first, len(clock.epochs)))
+    return {"head": clocks.per_example(head, BATCH), "full": clocks.per_example(full, BATCH)}
 
 
 def _read(settings: dict[str, Any]) -> tuple[Any, Any, Any, int]:

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import clock
+
 BATCH = 32
 
 
@@ -22,7 +24,8 @@ def pictures(settings: dict[str, Any]) -> dict[str, Any]:
         settings: `data`, a folder with train; `side`; `head_epochs`; `full_epochs`; `seed`.
 
     Returns:
-        `head` and `full`: milliseconds of training per example, without the first epoch of each.
+        `head` and `full`: milliseconds of training per example, without the first epoch of the
+        head.
     """
     import torch
     import transformers
@@ -59,9 +62,9 @@ def pictures(settings: dict[str, Any]) -> dict[str, Any]:
         network.requires_grad_(not frozen)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained, 1e-3, weight_decay=1e-4)
-        seconds: list[float] = []
+        epochs: list[list[float]] = []
         for _ in range(settings[f"{name}_epochs"]):
-            ends = []
+            epochs.append([])
             for images, labels in loader:
                 optimizer.zero_grad()
                 with torch.set_grad_enabled(not frozen):
@@ -71,10 +74,10 @@ def pictures(settings: dict[str, Any]) -> dict[str, Any]:
                 loss.backward()
                 optimizer.step()
                 loss.item()
-                ends.append(time.monotonic())
-            seconds.append((ends[-1] - ends[0]) / (len(ends) - 1))
-        later = seconds[1:] or seconds
-        found[name] = sum(later) / len(later) * 1000 / BATCH
+                epochs[-1].append(time.monotonic())
+        counted = epochs[1:] if frozen else epochs
+        step = clock.mean_step([ends[:-1] for ends in counted])
+        found[name] = clock.per_example(step, BATCH)
     return found
 
 

@@ -73,6 +73,10 @@ def test_what_was_skipped_or_failed_is_listed_with_its_reason() -> None:
 def test_steps_are_timed_within_epochs_and_not_across_them() -> None:
     assert clock.mean_step([[0.0, 1.0, 2.0], [10.0, 13.0], [20.0]]) == pytest.approx(5 / 3)
     assert clock.mean_step([[1.0], []]) is None
+    made = clock.Clock()
+    made.steps = [[0.0, 9.0], [10.0, 20.0, 21.0, 22.0, 22.5]]  # the last batch is a smaller one
+    assert made.step_seconds([1], after=1) == 1.0
+    assert clock.per_example(made.step_seconds([0]), 32) is None
 
 
 def test_a_stage_begins_where_the_one_before_ended() -> None:
