@@ -194,7 +194,7 @@ def peers(
 
     On a processor, JAX takes ten times as long for the network of pictures: it gets fewer.
     """
-    pictures, few, table = photographs(photos), photographs(jax_photos), texts(count)
+    pictures, table = photographs(photos), texts(count)
     jax, torch = {"KERAS_BACKEND": "jax"}, ("torch", "transformers")
     of = {"head_epochs": epochs, "full_epochs": 1, "side": SIDE, "learning_rate": 3e-3}
     counts = {"warm_up": warm_up, "timed": timed}
@@ -211,9 +211,6 @@ def peers(
         ways += [
             Way(name, "ours:throughput", ours, data),
             Way(f"{name}, train.cache=off", "ours:throughput", off, data, name),
-            Way(
-                f"{name}, JAX", "ours:throughput", ours, few if image else data, name, ("jax",), jax
-            ),
         ]
         if image:
             ways += [
@@ -225,4 +222,6 @@ def peers(
                 Way(f"{what}: KerasHub, 512 tokens", "texts:throughput", hub, data, name),
                 Way(f"{what}: PyTorch", "torch_loops:texts", counts, data, name, torch),
             ]
+        few = photographs(jax_photos) if image else table
+        ways.append(Way(f"{name}, JAX", "ours:throughput", ours, few, name, ("jax",), jax))
     return ways
