@@ -305,7 +305,7 @@ class PrefixCache:
     def _say(self, choices: Mapping[int, Choice], size: Mapping[int, int], why: str) -> None:
         kept = [n for n in choices if choices[n].blocks]
         if not kept:
-            if self.recipe.train.cache == "auto" and any(size):
+            if self.recipe.train.cache == "auto" and size:
                 reasons = {choice.why for choice in choices.values() if choice.why}
                 self.console.print(f"[bold]cache[/]    none: {escape('; '.join(sorted(reasons)))}")
             return

@@ -137,6 +137,17 @@ def test_the_digest_is_of_layers_and_weights_alone(pictures: keras.Model) -> Non
     assert Cut(other, 5).digest() != digest
 
 
+def test_texts_saved_after_they_were_cut_are_whole(texts: keras.Model, tmp_path: Any) -> None:
+    inputs = some_texts(texts)
+    before = np.asarray(texts(inputs, training=False))
+    for count in (1, 2, 3):
+        Cut(texts, count).suffix()
+    texts.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(inputs, training=False), before)
+    assert Cut(again, 2).digest() == Cut(texts, 2).digest()
+
+
 def test_a_model_saved_after_it_was_cut_is_whole(pictures: keras.Model, tmp_path: Any) -> None:
     Cut(pictures, 4).suffix()
     Forward([Cut(pictures, 6)])
