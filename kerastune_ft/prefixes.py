@@ -178,7 +178,7 @@ class Forward:
         """Returns the activations at each cut, `(batch, ...)`, of a batch of inputs."""
         if self._fast is not None:
             return [np.asarray(part) for part in self._fast(inputs)]
-        found = self.model.predict_on_batch(inputs)
+        found = self.model.predict_on_batch(keras.tree.map_structure(np.asarray, inputs))
         return list(found) if isinstance(found, list | tuple) else [found]
 
 

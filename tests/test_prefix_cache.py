@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -399,3 +402,17 @@ def test_words_with_labels_learn_as_without(tmp_path: Path) -> None:
         return fit(chosen, tmp_path / cache)[0]
 
     assert_alike(run("disk"), run("off"))
+
+
+@pytest.mark.slow
+def test_on_jax_stages_learn_as_without() -> None:
+    every = ("-p", "no:cacheprovider", "-q", "-n", "0", "-m", "slow or not slow")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *every, __file__, "-k", "two_stages"],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
