@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import text_networks, weights
 from kerastune_ft.checkpoints import Checkpoints, State
 from kerastune_ft.checks import relabelling
-from kerastune_ft.data import tokenizing
+from kerastune_ft.data import picture_cache, tokenizing
 from kerastune_ft.data.texts import Texts, Tokens
 from kerastune_ft.errors import KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS
@@ -189,6 +190,7 @@ def _carry_out(
     console: Console,
 ) -> None:
     with recorded(run, console, model):
+        splits = picture_cache.kept(splits, recipe, functools.partial(_say, console, "pictures"))
         with devices_.scope():
             history = training.train(
                 model, recipe, splits, run, console, resume=state, machine=devices_
@@ -203,6 +205,10 @@ def _carry_out(
         scores = _evaluate(run, recipe, model, splits, history)
     Checkpoints(run.checkpoints_path).clear(but=[history.best_epoch or -1])
     showing.show_scores(console, run, recipe, scores)
+
+
+def _say(console: Console, word: str, line: str) -> None:
+    console.print(f"[bold]{word}[/] {escape(line)}", highlight=False)
 
 
 def _own(console: Console, devices_: devices.Devices) -> Console:

@@ -32,6 +32,12 @@ RATIOS = (1, 2, 4, 8)
 """By which libjpeg can divide the sides of a picture while it decodes."""
 
 
+# Whether height and width are mirrored, by orientation.
+_MIRRORED = np.asarray(
+    [[0, 0], [0, 0], [0, 1], [1, 1], [1, 0], [0, 0], [0, 1], [1, 1], [1, 0]], np.float32
+)
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How a stored picture becomes what the network gets of it.
@@ -88,7 +94,7 @@ class Preparation:
         def by_pillow() -> Tensor:  # which turns the picture itself
             image = tf.numpy_function(pixels, [data, deep], tf.float32)
             image = tf.ensure_shape(image, (None, None, None))  # `_either` says how many
-            image = _resized(image, self.image_size, self.how, tf.shape(image)[:2])
+            image = _resized(image, self.image_size, self.how)
             return _either(
                 deep,
                 lambda: self._fine(image, self.channels),
@@ -96,8 +102,8 @@ class Preparation:
             )
 
         def by_tensorflow() -> Tensor:
-            image, full = scaled(data, orientation, self.image_size, self.how)
-            return self._rounded(_resized(image, self.image_size, self.how, full), 3)
+            image, *origin = scaled(data, orientation, self.image_size, self.how)
+            return self._rounded(_resized(image, self.image_size, self.how, *origin), 3)
 
         if self.channels in inspection.COLOURS:
             image = _either(through_pillow, by_pillow, by_tensorflow)
@@ -111,7 +117,7 @@ class Preparation:
         Args:
             image: `(height, width, colours)` in 0..255; `uint8` if `whole`, else `float32`.
         """
-        image = _resized(image, self.image_size, self.how, tf.shape(image)[:2])
+        image = _resized(image, self.image_size, self.how)
         finish = self._rounded if self.whole else self._fine
         return tf.ensure_shape(finish(image, self.colours), self.shape)
 
@@ -173,7 +179,7 @@ def decode(data: Tensor, through_pillow: Tensor, orientation: Tensor, channels: 
 
 def scaled(
     data: Tensor, orientation: Tensor | int, image_size: tuple[int, int], how: Resize
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decodes what TensorFlow decodes, a JPEG no larger than it has to be, and turns it upright.
 
     The decoder divides the sides of a JPEG by the largest of `RATIOS` that leaves none of them
@@ -186,11 +192,13 @@ def scaled(
         how: As for `resize`.
 
     Returns:
-        `uint8 (height, width, 3)`, and the height and width that the picture has at full size,
-        upright, `int32 (2,)`.
+        `uint8 (height, width, 3)`; the height and width that the picture has at full size,
+        upright, `int32 (2,)`; the ratio, `int32 ()`; and how far from the upper left corner the
+        picture begins, in pixels, `float32 (2,)`: where its sides are no multiples of the ratio,
+        the last pixels stand for less, and those come first when it was turned.
     """
 
-    def jpeg() -> tuple[Tensor, Tensor]:
+    def jpeg() -> tuple[Tensor, Tensor, Tensor]:
         size = tf.io.extract_jpeg_shape(data)[:2]
         full = _turned(size, orientation)
         wanted = _turned(_target(full, image_size, how), orientation)
@@ -201,14 +209,18 @@ def scaled(
         branches = [
             lambda ratio=ratio: tf.io.decode_jpeg(data, channels=3, ratio=ratio) for ratio in RATIOS
         ]
-        return tf.switch_case(number, branches), full
+        return tf.switch_case(number, branches), full, tf.constant(RATIOS)[number]
 
-    def other() -> tuple[Tensor, Tensor]:
+    def other() -> tuple[Tensor, Tensor, Tensor]:
         image = _pixels(data)
-        return image, _turned(tf.shape(image)[:2], orientation)
+        return image, _turned(tf.shape(image)[:2], orientation), tf.constant(1)
 
-    image, full = tf.cond(tf.io.is_jpeg(data), jpeg, other)
-    return upright(tf.ensure_shape(image, (None, None, 3)), orientation), full
+    image, full, ratio = tf.cond(tf.io.is_jpeg(data), jpeg, other)
+    image = upright(tf.ensure_shape(image, (None, None, 3)), orientation)
+    if isinstance(orientation, int) and orientation == 1:
+        return image, full, ratio, tf.zeros(2)
+    left_over = tf.cast(tf.shape(image)[:2], tf.float32) - _per(full, ratio)
+    return image, full, ratio, left_over * tf.gather(_MIRRORED, tf.cast(orientation, tf.int32))
 
 
 def upright(image: Tensor, orientation: Tensor | int) -> Tensor:
@@ -251,7 +263,7 @@ def resize(
         `float32 (height, width, channels)` in 0..255, not rounded.
     """
     image = tf.ensure_shape(tf.convert_to_tensor(image), (None, None, channels))
-    image = _resized(image, image_size, how, tf.shape(image)[:2])
+    image = _resized(image, image_size, how)
     # The weights of the antialiasing kernel can sum to a hair more than 1.
     image = tf.clip_by_value(tf.cast(image, tf.float32), 0.0, 255.0)
     return tf.ensure_shape(image, (*image_size, channels))
@@ -293,44 +305,73 @@ def _target(full: Tensor, image_size: tuple[int, int], how: Resize) -> Tensor:
     return tf.clip_by_value(tf.cast(fitted, tf.int32), 1, wanted)
 
 
-def _resized(image: Tensor, image_size: tuple[int, int], how: Resize, full: Tensor) -> Tensor:
+def _resized(
+    image: Tensor,
+    image_size: tuple[int, int],
+    how: Resize,
+    full: Tensor | None = None,
+    ratio: Tensor | int = 1,
+    start: Tensor | None = None,
+) -> Tensor:
     """Resizes as `resize` says.
 
     Args:
-        image: `(height, width, channels)`, perhaps smaller than the picture is.
+        image: `(height, width, channels)`, perhaps scaled by the decoder.
         image_size: Height and width wanted, in pixels.
         how: As for `resize`.
-        full: Height and width of the picture itself, which decide the bars.
+        full: Height and width before that, `int32 (2,)`, which decide what is cut off and added;
+            None if it was not scaled.
+        ratio: Of full pixels to pixels.
+        start: Where the picture begins, in pixels, `float32 (2,)`; None at the corner.
 
     Returns:
         `float32 (*image_size, channels)` that can exceed 255 by a hair.
     """
-    height, width = image_size
+    full = tf.shape(image)[:2] if full is None else full
+    start = tf.zeros(2) if start is None else start
+    extent = _per(full, ratio)
     if how == "crop":
-        image = _central_window(image, tf.shape(image), height, width)
+        top, window = _central_window(full, image_size)
+        start, extent = start + _per(top, ratio), _per(window, ratio)
+        first = tf.cast(tf.floor(start), tf.int32)
+        last = tf.cast(tf.math.ceil(start + extent), tf.int32)
+        image = image[first[0] : last[0], first[1] : last[1]]
+        start -= tf.cast(first, tf.float32)
     target = _target(full, image_size, how)
-    image = _bilinear(image, tf.shape(image), target)
+    image = _bilinear(image, target, start, extent)
     if how == "pad":
-        before = (tf.constant([height, width]) - target) // 2
-        after = tf.constant([height, width]) - target - before
+        before = (tf.constant(image_size) - target) // 2
+        after = tf.constant(image_size) - target - before
         image = tf.pad(image, [[before[0], after[0]], [before[1], after[1]], [0, 0]])
     return image
 
 
-def _bilinear(image: Tensor, shape: Tensor, target: Tensor) -> Tensor:
+def _per(sides: Tensor, ratio: Tensor | int) -> Tensor:
+    return tf.cast(sides, tf.float32) / tf.cast(ratio, tf.float32)
+
+
+def _bilinear(image: Tensor, target: Tensor, start: Tensor, extent: Tensor) -> Tensor:
+    """Resizes what begins at `start` and has the sides `extent`, in pixels, `float32 (2,)`."""
+    shape = tf.shape(image)
+
     def enlarged() -> Tensor:  # the same figures as with antialiasing, six times faster
         return tf.image.resize(image, target, method="bilinear")
 
     return tf.case(
         [
             (tf.reduce_all(tf.equal(shape[:2], target)), lambda: tf.cast(image, tf.float32)),
-            (tf.reduce_any(shape[:2] > target), lambda: _antialiased(image, shape, target)),
+            (
+                tf.reduce_any(shape[:2] > target),
+                lambda: _antialiased(image, shape, target, start, extent),
+            ),
         ],
         default=enlarged,
     )
 
 
-def _antialiased(image: Tensor, shape: Tensor, target: Tensor) -> Tensor:
+def _antialiased(
+    image: Tensor, shape: Tensor, target: Tensor, start: Tensor, extent: Tensor
+) -> Tensor:
     """Resizes with antialiasing: the figures of `tf.image.resize`, to the bit.
 
     TensorFlow's operation does one side after the other, and is slow at the second one, where it
@@ -338,31 +379,32 @@ def _antialiased(image: Tensor, shape: Tensor, target: Tensor) -> Tensor:
     are a whole row.
     """
     channels = image.shape[2] if image.shape[2] is not None else shape[2]
-    image = _rows(image, shape[0], shape[1] * channels, target[0])
-    image = tf.reshape(image, [target[0], shape[1], channels])
-    image = _rows(tf.transpose(image, (1, 0, 2)), shape[1], target[0] * channels, target[1])
+    scale = tf.cast(target, tf.float32) / extent
+    shift = -start * scale
+    image = _rows(image, shape[0], shape[1] * channels, target[0], scale[0], shift[0])
+    image = tf.transpose(tf.reshape(image, [target[0], shape[1], channels]), (1, 0, 2))
+    image = _rows(image, shape[1], target[0] * channels, target[1], scale[1], shift[1])
     return tf.transpose(tf.reshape(image, [target[1], target[0], channels]), (1, 0, 2))
 
 
-def _rows(image: Tensor, rows: Tensor, numbers: Tensor, wanted: Tensor) -> Tensor:
+def _rows(
+    image: Tensor, rows: Tensor, numbers: Tensor, wanted: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
     """Makes of `rows` rows of so many numbers `wanted` rows, `float32 (wanted, numbers)`."""
-    scale = tf.cast(wanted, tf.float32) / tf.cast(rows, tf.float32)
     made = tf.raw_ops.ScaleAndTranslate(
         images=tf.reshape(image, [1, rows, 1, numbers]),
         size=tf.stack([wanted, 1]),
         scale=tf.stack([scale, 1.0]),
-        translation=tf.zeros(2),
+        translation=tf.stack([shift, 0.0]),
         kernel_type="triangle",
         antialias=True,
     )
     return tf.reshape(made, [wanted, numbers])
 
 
-def _central_window(image: Tensor, shape: Tensor, height: int, width: int) -> Tensor:
-    """Cuts out the largest centred window that has the proportions of `height` to `width`."""
-    tall, wide = tf.cast(shape[0], tf.float64), tf.cast(shape[1], tf.float64)
-    scale = tf.minimum(tall / height, wide / width)
-    window_height = tf.maximum(tf.cast(tf.round(height * scale), tf.int32), 1)
-    window_width = tf.maximum(tf.cast(tf.round(width * scale), tf.int32), 1)
-    top, left = (shape[0] - window_height) // 2, (shape[1] - window_width) // 2
-    return image[top : top + window_height, left : left + window_width]
+def _central_window(full: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Returns begin and size of the largest centred window that has the proportions wanted."""
+    sides, wanted = tf.cast(full, tf.float64), tf.constant(image_size, tf.float64)
+    scale = tf.reduce_min(sides / wanted)
+    window = tf.maximum(tf.cast(tf.round(wanted * scale), tf.int32), 1)
+    return (full - window) // 2, window

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from kerastune_ft.data import inspection
 from kerastune_ft.data.decoding import Preparation, Resize, Tensor, decode, resize, upright
-from kerastune_ft.data.tables import Arrays, Encoded, Files, Pictures
+from kerastune_ft.data.tables import Arrays, Encoded, Files, Pictures, Prepared
 from kerastune_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -174,32 +174,40 @@ def dataset(
     shape = (*image_size, channels)
     assert class_weights is None or np.ndim(labels) == 1, "only classes have weights"
     with tf.device("/CPU:0"):  # tf.data runs there; a table on the GPU would travel back
-        how, read = _reader(content, image_size, channels, resize)
+        how, read = reader(content, image_size, channels, resize)
         labels_of = _labeller(labels, n, num_classes)
         weights = tf.constant(
             np.asarray(1.0 if class_weights is None else class_weights, "float32")
         )
+
+    # What changes no single picture need not take them one by one.
+    single = augment is not None and getattr(augment, "changes_examples", True)
+    together = isinstance(content, Prepared) and not single
 
     def load(turn: Tensor) -> tuple[Tensor, Tensor]:
         epoch, index, _, key = tf.unstack(turn, 4)
 
         def picture() -> Tensor:
             pixels = read(index)
-            if augment is None:
+            if augment is None or not single:
                 return pixels
             return augment.example(how.shown(pixels), _key(seed, epoch, key))
 
-        kind = (how.shape, how.dtype) if augment is None else (shape, "float32")
+        kind = (shape, "float32") if single else (how.shape, how.dtype)
         # A filler only completes the last batch of an epoch; `finish` cuts it off.
         image = tf.cond(index < 0, lambda: tf.zeros(*kind), picture)
         return tf.ensure_shape(image, kind[0]), turn
 
+    def load_together(turns: Tensor) -> tuple[Tensor, Tensor]:
+        turns = turns[turns[:, 1] >= 0]
+        return read(turns[:, 1]), turns
+
     def finish(images: Tensor, turns: Tensor) -> tuple[Tensor, ...]:
-        real = tf.reduce_sum(tf.cast(turns[:, 1] >= 0, tf.int32))
-        images, targets = images[:real], labels_of(turns[:real, 1])
-        if augment is None:
+        turns = turns[turns[:, 1] >= 0]
+        images, targets = images[: tf.shape(turns)[0]], labels_of(turns[:, 1])
+        if not single:
             images = how.shown(images)
-        else:
+        if augment is not None:
             images, targets = augment.batch(images, targets, _key(seed, turns[0, 0], turns[0, 2]))
         images = tf.ensure_shape(images, (None, *shape))
         if class_weights is None:
@@ -207,11 +215,14 @@ def dataset(
         return images, targets, tf.linalg.matvec(targets, weights)
 
     turns = _turns(n, batch_size, epochs, seed if shuffle else None, sampling)
+    turns = turns.skip(first_step * batch_size)
+    ahead = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    if together:
+        loaded = turns.batch(batch_size, drop_remainder=True).map(load_together, **ahead)
+    else:
+        loaded = turns.map(load, **ahead).batch(batch_size, drop_remainder=True)
     batches = (
-        turns.skip(first_step * batch_size)
-        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size, drop_remainder=True)
-        .map(finish, num_parallel_calls=1, deterministic=True)
+        loaded.map(finish, num_parallel_calls=1, deterministic=True)
         .apply(tf.data.experimental.assert_cardinality(len(epochs) * per_epoch - first_step))
         .prefetch(2)
     )
@@ -246,7 +257,7 @@ def loader(
     Raises:
         DataError: If there are pictures that cannot be read with so many channels.
     """
-    how, read = _reader(content, image_size, channels, resize)
+    how, read = reader(content, image_size, channels, resize)
 
     def picture(index: Tensor, epoch: Tensor, key: Tensor) -> Tensor:
         image = how.shown(read(index))
@@ -299,10 +310,31 @@ def _turns(
     return tf.data.Dataset.range(epochs.start, epochs.stop, epochs.step).flat_map(rows)
 
 
-def _reader(
-    content: Pictures, image_size: tuple[int, int], channels: int, resize: Resize
+def reader(
+    content: Pictures,
+    image_size: tuple[int, int],
+    channels: int,
+    resize: Resize,
+    watch: Callable[[int, bytes], None] | None = None,
 ) -> tuple[Preparation, Callable[[Tensor], Tensor]]:
-    """Returns how pictures are prepared, and a graph function from a row to what was prepared."""
+    """Returns how pictures are prepared, and a graph function that prepares one.
+
+    Args:
+        content: The pictures.
+        image_size: Height and width, in pixels.
+        channels: Of what the network gets.
+        resize: How pictures of another shape are brought to `image_size`.
+        watch: Is called with the row and the bytes of every file that is read.
+
+    Returns:
+        The preparation, and a function from a row, `int64 ()`, to what `Preparation.prepared`
+        returns of it; of `Prepared` from several rows as well.
+
+    Raises:
+        DataError: If there are pictures that cannot be read with so many channels.
+    """
+    if isinstance(content, Prepared):
+        return _prepared_reader(content, image_size, channels, resize)
     n = len(content)
     names = content.paths if isinstance(content, Files) else [f"picture {i}" for i in range(n)]
     wrong, deep = _headers(names, content, channels)
@@ -317,7 +349,21 @@ def _reader(
         _column(content.orientations, 1),
         _column(deep, False),
     ]
-    if isinstance(content, Files):
+    if watch is not None:
+        seen = watch
+
+        def load(row: Any) -> bytes:
+            if isinstance(content, Files):
+                data = Path(content.paths[row]).read_bytes()
+            else:
+                data = content.data[row]
+            seen(int(row), data)
+            return data
+
+        def read(index: Tensor) -> Tensor:
+            return tf.numpy_function(load, [index], tf.string)
+
+    elif isinstance(content, Files):
         paths = tf.constant([os.fsencode(path) for path in content.paths], tf.string)
 
         def read(index: Tensor) -> Tensor:
@@ -329,6 +375,23 @@ def _reader(
             return tf.numpy_function(lambda i: content.data[i], [index], tf.string)
 
     return how, lambda index: how.prepared(read(index), *(fact(index) for fact in facts))
+
+
+def _prepared_reader(
+    content: Prepared, image_size: tuple[int, int], channels: int, resize: Resize
+) -> tuple[Preparation, Callable[[Tensor], Tensor]]:
+    values, rows = content.values, content.rows
+    assert (*image_size, channels) == (*values.shape[1:3], content.channels), "of another size"
+    assert resize == content.resize, "resized otherwise"
+    whole = values.dtype == np.uint8
+    colours = values.shape[3] if whole else _colours(channels)
+    how = Preparation(image_size, resize, channels, colours, whole)
+
+    def read(index: Tensor) -> Tensor:  # a constant tensor would copy all of them
+        pixels = tf.numpy_function(lambda i: values[rows[i]], [index], how.dtype)
+        return tf.ensure_shape(pixels, (*index.shape, *how.shape))
+
+    return how, read
 
 
 def _column(values: NDArray[Any], usual: Any) -> Callable[[Tensor], Any]:
@@ -361,7 +424,7 @@ def _array_reader(
 
 def _pictures(split: Split) -> Pictures:
     content = split.content
-    assert isinstance(content, Files | Encoded | Arrays), type(content)
+    assert isinstance(content, Pictures), type(content)
     return content
 
 
@@ -373,6 +436,8 @@ def _headers(
     And which pictures have more than 8 bits, `bool (n,)`.
     """
     deep = np.zeros(len(content), bool)
+    if isinstance(content, Prepared):
+        return [], deep
     if isinstance(content, Arrays):
         stored = content.values.shape[3] if content.values.ndim == 4 else 1
         fit = inspection.gives(stored, channels)
@@ -423,5 +488,5 @@ def _wrong_channels(wrong: Sequence[tuple[str, int | None]], channels: int) -> D
 
 __all__ = [
     "Arrays", "Augment", "Encoded", "Files", "Resize", "check_channels", "dataset", "decode",
-    "decode_bytes", "decode_file", "loader", "order", "resize", "steps", "upright",
+    "decode_bytes", "decode_file", "loader", "order", "reader", "resize", "steps", "upright",
 ]  # fmt: skip

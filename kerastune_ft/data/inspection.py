@@ -39,6 +39,9 @@ from PIL import Image, UnidentifiedImageError
 from kerastune_ft.data import looks
 from kerastune_ft.data.looks import Look
 
+PIXELS = 2
+"""Of what is made of a file; raised when the pixels that a network gets change."""
+
 # Decoding takes 3 bytes a pixel, resizing 12 more; Pillow warns from here on.
 MAX_PIXELS = 89_478_485
 FORMATS = (

@@ -156,7 +156,32 @@ class Arrays:
         return Arrays(self.values[np.asarray(indices, np.int64)])
 
 
-Pictures: TypeAlias = Files | Encoded | Arrays
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures that were decoded and resized before: `picture_cache`.
+
+    Args:
+        values: What `decoding.Preparation` gave, `uint8` or `float32`, `(m, height, width, c)`,
+            perhaps mapped from a file.
+        rows: Which of them each example is, `int64 (n,)`.
+        resize: How they were resized.
+        channels: Of what the network gets.
+    """
+
+    values: NDArray[Any]
+    rows: NDArray[np.int64]
+    resize: str
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Prepared:
+        """Returns the rows at `indices`, in that order; the pixels are shared, not copied."""
+        return replace(self, rows=self.rows[np.asarray(indices, np.int64)])
+
+
+Pictures: TypeAlias = Files | Encoded | Arrays | Prepared
 Content: TypeAlias = Pictures | Texts | Tokens
 
 
