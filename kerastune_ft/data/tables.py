@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft.data import inspection
+from kerastune_ft.data import inspection, remembering
 from kerastune_ft.data.advice import ADVICE
 from kerastune_ft.data.labels import LABELS, Label, LabelKind, natural
 from kerastune_ft.data.looks import Looks
@@ -400,7 +400,7 @@ def tabulate(
     """
     kept: list[Example] = []
     looks: list[inspection.Inspected] = []
-    results = inspection.inspect_all([example.picture for example in examples])
+    results = remembering.inspect_all([example.picture for example in examples])
     for example, result in zip(examples, results, strict=True):
         if isinstance(result, inspection.Inspected):
             kept.append(example)
