@@ -283,17 +283,22 @@ def plan(recipe: Recipe, console: Console) -> None:
     splits = read(recipe)
     showing.show_data(console, splits)
     training.check(recipe, splits)
+    model = build(blank(recipe), splits)
+    take_over_head(console, recipe, model, splits)
+    recipe = settled(console, recipe, splits)
+    showing.show_plan(console, resuming.with_stages(recipe, model), model, splits, devices_)
+    showing.show_missing_weights(console, recipe)
+
+
+def blank(recipe: Recipe) -> Recipe:
+    """Returns a recipe whose weights are random, where others might have to be downloaded."""
     choice = recipe.backbone
     if TASKS[recipe.task.name].modality == "text":
         if not choice.tag.startswith("none"):
             choice = choice.model_copy(update={"weights": f"none:{choice.tag}"})
     elif choice.weights_path is None:
         choice = choice.model_copy(update={"weights": "none"})
-    model = build(recipe.model_copy(update={"backbone": choice}), splits)
-    take_over_head(console, recipe, model, splits)
-    recipe = settled(console, recipe, splits)
-    showing.show_plan(console, resuming.with_stages(recipe, model), model, splits, devices_)
-    showing.show_missing_weights(console, recipe)
+    return recipe.model_copy(update={"backbone": choice})
 
 
 def stages_text(recipe: Recipe) -> str:
