@@ -30,7 +30,7 @@ from rich.markup import escape
 
 from kerastune_ft import models
 from kerastune_ft.backbones import weights
-from kerastune_ft.data import Split, Splits, feeding
+from kerastune_ft.data import Split, Splits, feeding, inspection
 from kerastune_ft.data.activations import Activations, room_for
 from kerastune_ft.data.tables import Arrays, Encoded, Files
 from kerastune_ft.data.texts import Ragged, Tokens
@@ -468,6 +468,7 @@ class PrefixCache:
         facts += [keras.config.dtype_policy().name, recipe.train.precision, cut.name, cut.digest()]
         if not isinstance(split.content, Tokens):
             facts += [recipe.backbone.side, recipe.backbone.channels, recipe.data.resize]
+            facts.append(inspection.PIXELS)
         if changed:
             facts += [recipe.data.augmentation.model_dump_json(), recipe.train.seed, view]
         whole = hashlib.sha256(repr(facts).encode())

@@ -83,7 +83,7 @@ class Store:
             if _checksum(path) != whole["crc32"]:
                 raise ValueError("damaged")
             os.utime(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, EOFError, KeyError):
             self._remove(path)
@@ -199,7 +199,7 @@ class Store:
 
     def _remove(self, path: Path) -> None:
         # A process that has the file mapped keeps what it mapped.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # whose folder cannot be written
             path.unlink(missing_ok=True)
             path.with_suffix(".json").unlink(missing_ok=True)
 

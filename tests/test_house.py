@@ -47,7 +47,7 @@ LEVELS = [
     {"text_predictions"},
     {"predictions", "showing"},
     {"comparison", "workflow"},
-    {"folds", "manifests", "previews", "range_tests"},
+    {"benching", "folds", "manifests", "previews", "range_tests"},
     {"listings"},
     {"doctor", "terminal"},
     {"cli_data"},

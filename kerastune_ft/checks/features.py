@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from kerastune_ft import backbones, heads, models, text_models
 from kerastune_ft.backbones import weights
 from kerastune_ft.backbones.facts import Wheel
+from kerastune_ft.data import inspection, tokenizing
 from kerastune_ft.data import texts as texts_
-from kerastune_ft.data import tokenizing
 from kerastune_ft.data.tables import Arrays, Content, Encoded, Files, Pictures, Table
 from kerastune_ft.data.texts import Batching, Texts
 from kerastune_ft.stores import Store, StoreError
@@ -180,7 +180,7 @@ def of_model(
 def _batches(
     network: keras.Model, content: Content, recipe: Recipe
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
-    if isinstance(content, Files | Encoded | Arrays):
+    if isinstance(content, Pictures):
         start = 0
         for images in _pictures(content, recipe):
             yield np.arange(start, start + len(images)), images
@@ -229,7 +229,7 @@ def build(recipe: Recipe, content: Content, *, random_weights: bool = False) -> 
     unknown = tag == "none" or tag.startswith("none:")
     wanted = tag if unknown or not random_weights else _random_tag(row, recipe)
     with _own_chance():
-        if isinstance(content, Files | Encoded | Arrays):
+        if isinstance(content, Pictures):
             model = models.image_classifier(
                 choice.name,
                 2,
@@ -386,7 +386,7 @@ def _key(recipe: Recipe, table: Table, content: Content, random_weights: bool) -
         facts += [choice.sequence_length, recipe.data.truncation, content.second is not None]
     else:
         facts += [choice.side, choice.channels, choice.alpha]
-        facts += [recipe.task.pooling or "avg", recipe.data.resize]
+        facts += [recipe.task.pooling or "avg", recipe.data.resize, inspection.PIXELS]
     key = hashlib.sha256(repr(facts).encode())
     for digest in _digests(table, content):
         key.update(digest)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kerastune_ft.data import activations, augmentation, images, texts
 from kerastune_ft.data.activations import ACTIVATIONS, Activations
 from kerastune_ft.data.sampling import Sampling
-from kerastune_ft.data.tables import Arrays, Encoded, Files
+from kerastune_ft.data.tables import Pictures
 from kerastune_ft.data.text_augmentation import Changes
 from kerastune_ft.data.texts import Tokens
 
@@ -157,9 +157,9 @@ def _augmentation(recipe: Recipe) -> augmentation.Augmentation:
     return augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
 
 
-def _pictures(split: Split) -> Files | Encoded | Arrays:
+def _pictures(split: Split) -> Pictures:
     content = split.content
-    assert isinstance(content, Files | Encoded | Arrays), type(content)
+    assert isinstance(content, Pictures), type(content)
     return content
 
 
