@@ -37,7 +37,7 @@ from kerastune_ft.data.texts import Ragged, Tokens
 from kerastune_ft.errors import TrainingError
 from kerastune_ft.prefixes import Cut, Forward
 from kerastune_ft.stages import StagePlan
-from kerastune_ft.stores import GIB, Store, StoreError
+from kerastune_ft.stores import GIB, Store, StoreError, amount, free_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -193,14 +193,14 @@ class PrefixCache:
         room = store.room()
         if where == "auto":
             where = "disk"
-            if not _writable(store) and sum(size.values()) <= _MEMORY * _free_memory():
-                where, room = "memory", _MEMORY * _free_memory()
+            if not _writable(store) and sum(size.values()) <= _MEMORY * free_memory():
+                where, room = "memory", _MEMORY * free_memory()
         elif where == "memory":
-            room = min(train.cache_gib * GIB, _free_memory())
+            room = min(train.cache_gib * GIB, free_memory())
         left = room
         for number in sorted(size, key=lambda n: size[n]):
             if size[number] > left:
-                said = f"{_gib(size[number])} are wanted and there is room for {_gib(left)}"
+                said = f"{amount(size[number])} are wanted and there is room for {amount(left)}"
                 if train.cache != "auto":
                     raise TrainingError(
                         f"train.cache: {train.cache}: stage '{self.plans[number].name}': {said}; "
@@ -317,7 +317,7 @@ class PrefixCache:
             escape(f"{names}: frozen blocks are computed {times} and kept {where}, ").join(
                 ["[bold]cache[/]    ", ""]
             )
-            + f"{_gib(sum(size[n] for n in kept))}"
+            + f"{amount(sum(size[n] for n in kept))}"
             + (f"; {why}" if why else ""),
             highlight=False,
         )
@@ -515,17 +515,6 @@ def _writable(store: Store) -> bool:
     except OSError:
         return False
     return os.access(store.folder, os.W_OK)
-
-
-def _free_memory() -> float:
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return 2.0 * GIB
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 def _time(seconds: float) -> str:

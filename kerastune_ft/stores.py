@@ -204,6 +204,19 @@ class Store:
             path.with_suffix(".json").unlink(missing_ok=True)
 
 
+def free_memory() -> float:
+    """Returns how many bytes of memory nobody uses; 2 GiB where the system does not say."""
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return 2.0 * GIB
+
+
+def amount(size: float) -> str:
+    """Returns bytes as people read them."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
+
+
 def _facts(path: Path) -> dict[str, Any]:
     found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     if not isinstance(found, dict):

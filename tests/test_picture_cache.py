@@ -14,6 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from kerastune_ft import recipe as recipes
+from kerastune_ft.backbones import weights
 from kerastune_ft.data import decoding, images, inspection, load, picture_cache
 from kerastune_ft.data.augmentation import Augmentation
 from kerastune_ft.data.tables import Encoded, Prepared
@@ -264,7 +265,7 @@ def test_kept_pictures_give_the_batches_of_decoded_ones_to_the_bit(
 
 
 def entries() -> list[Path]:
-    return sorted(picture_cache.folder().glob("[!.]*.npy"))
+    return sorted(weights.kept("pictures").glob("[!.]*.npy"))
 
 
 def test_runs_share_what_is_kept_whatever_their_division(folder: Path) -> None:
@@ -328,8 +329,8 @@ def test_what_does_not_fit_is_streamed_and_it_is_said_why(folder: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(folder: Path) -> None:
-    picture_cache.folder().parent.mkdir(parents=True, exist_ok=True)
-    picture_cache.folder().write_text("in the way")
+    weights.kept("pictures").parent.mkdir(parents=True, exist_ok=True)
+    weights.kept("pictures").write_text("in the way")
     splits, held, said = kept(recipe(folder, "data.cache=disk"))
     assert held is splits
     assert "cannot be written" in said[0]

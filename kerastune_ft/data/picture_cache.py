@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +31,7 @@ from kerastune_ft.backbones import weights
 from kerastune_ft.data import Split, Splits, images, inspection
 from kerastune_ft.data.decoding import Preparation
 from kerastune_ft.data.tables import Encoded, Files, Prepared, first_few
-from kerastune_ft.errors import WeightsError
-from kerastune_ft.stores import GIB, Store, StoreError
+from kerastune_ft.stores import GIB, Store, StoreError, amount, free_memory
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
@@ -44,11 +42,6 @@ _MEMORY = 0.25  # share of the free memory that `auto` takes
 
 class _ChangedError(Exception):
     """Files that are no longer what was inspected."""
-
-
-def folder() -> Path:
-    """Returns where pictures are kept."""
-    return weights.home() / "pictures"
 
 
 def kept(splits: Splits, recipe: Recipe, say: Callable[[str], None]) -> Splits:
@@ -127,8 +120,8 @@ def _kept(parts: Sequence[Split], recipe: Recipe, reads: int) -> _Made:
     shape = (len(content), *how.shape)
     size = int(np.prod(shape)) * np.dtype(how.dtype).itemsize
     key = _key(how, everything[first], content)
-    store = Store(_folder(), recipe.train.cache_gib * GIB)
-    words = f"{_amount(size)} for {len(content):,} pictures"
+    store = Store(weights.kept("pictures"), recipe.train.cache_gib * GIB)
+    words = f"{amount(size)} for {len(content):,} pictures"
     values = store.get(key) if where in ("auto", "disk") else None
     if values is not None and values.shape == shape and values.dtype == how.dtype:
         said = f"read from the disk, where a former run kept them: {words}"
@@ -159,7 +152,7 @@ def _filled(
 ) -> tuple[NDArray[Any], str]:
     """Decodes every picture into an array on disk, or in memory."""
     size = int(np.prod(shape)) * np.dtype(how.dtype).itemsize
-    free = _free_memory() * (_MEMORY if where == "auto" else 1.0)
+    free = free_memory() * (_MEMORY if where == "auto" else 1.0)
     facts = {"pictures": len(content), "size": list(recipe.backbone.side), "data": recipe.data.path}
     why = ""
     if where in ("auto", "disk"):
@@ -177,7 +170,7 @@ def _filled(
         if where == "disk":
             raise _NotKeptError(why)
     if size > free:
-        said = f"{_amount(size)} are wanted and the memory to spare is {_amount(free)}"
+        said = f"{amount(size)} are wanted and the memory to spare is {amount(free)}"
         raise _NotKeptError(f"{why}; {said}" if why else said)
     table = np.empty(shape, how.dtype)
     try:
@@ -244,21 +237,3 @@ def _key(how: Preparation, digests: NDArray[Any], content: Files | Encoded) -> s
     for values in (digests, content.orientations, content.through_pillow):
         whole.update(np.ascontiguousarray(values).tobytes())
     return whole.hexdigest()[:40]
-
-
-def _folder() -> Path:
-    try:
-        return folder()
-    except WeightsError as error:
-        raise _NotKeptError(str(error).rstrip(".")) from error
-
-
-def _free_memory() -> float:
-    try:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError, AttributeError):
-        return 2.0 * GIB
-
-
-def _amount(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
