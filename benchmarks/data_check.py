@@ -25,10 +25,10 @@ from PIL import Image
 PHOTOS = Path(__file__).parents[2] / "shared" / "assets" / "data" / "clothing10" / "train"
 
 
-def write_pictures(folder: Path, count: int, side: int) -> None:
-    """Writes `count` different JPEGs into 10 class folders."""
+def write_pictures(folder: Path, count: int, side: int, sources: list[Path] | None = None) -> None:
+    """Writes `count` different JPEGs into class folders: crops of `sources`, or of `PHOTOS`."""
     rng = np.random.default_rng(0)
-    sources = sorted(PHOTOS.rglob("*.jpg"))
+    sources = sorted(PHOTOS.rglob("*.jpg")) if sources is None else sources
     classes = sorted({path.parent.name for path in sources}) or [f"class {n}" for n in range(10)]
     opened: dict[Path, Image.Image] = {}
     for name in classes:
@@ -39,7 +39,7 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
             if path not in opened:
                 opened[path] = Image.open(path).convert("RGB")
             image, name = opened[path], path.parent.name
-            size = int(rng.integers(side, min(image.size)))
+            size = int(rng.integers(min(side, min(image.size) - 1), min(image.size)))
             left = int(rng.integers(0, image.width - size + 1))
             top = int(rng.integers(0, image.height - size + 1))
             made = image.crop((left, top, left + size, top + size)).resize((side, side))

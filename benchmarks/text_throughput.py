@@ -27,6 +27,9 @@ BATCH = 32
 WAYS = {"ours": (20, 120), "keras_hub": (1, 3), "keras_hub_longest": (4, 20), "pytorch": (10, 80)}
 """Batches before the clock starts, and batches that count."""
 
+EPOCHS = 20
+"""More than any way gets through."""
+
 
 def folder() -> str:
     """Returns the folder of MiniLM's weights."""
@@ -45,21 +48,21 @@ def read(path: str) -> tuple[list[str], list[int]]:
     return list(frame["text"]), [names.index(label) for label in frame["label"]]
 
 
-def clock(way: str) -> Any:
-    """Returns a Keras callback that times the batches that count and then stops."""
+def clock(first: int, count: int) -> Any:
+    """Returns a Keras callback that lets `first` batches pass, times `count`, and then stops."""
     import keras
-
-    first, count = WAYS[way]
 
     class Clock(keras.callbacks.Callback):
         seconds = 0.0
+        batches = 0
 
         def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
             if logs is not None:
                 float(logs["loss"])  # waits for the step
-            if batch + 1 == first:
+            self.batches += 1  # over all epochs
+            if self.batches == first:
                 self.begin = time.perf_counter()
-            if batch + 1 == first + count:
+            if self.batches == first + count:
                 self.seconds = time.perf_counter() - self.begin
                 self.model.stop_training = True
                 raise _Done
@@ -71,7 +74,9 @@ class _Done(Exception):  # noqa: N818
     """Says that enough batches were timed."""
 
 
-def ours(texts: list[str], labels: list[int]) -> tuple[float, int]:
+def ours(
+    texts: list[str], labels: list[int], counted: tuple[int, int] = WAYS["ours"]
+) -> tuple[float, int]:
     """Returns seconds and texts of our training."""
     import keras
 
@@ -80,12 +85,27 @@ def ours(texts: list[str], labels: list[int]) -> tuple[float, int]:
     model = kft.text_classifier(
         "bert", len(set(labels)), weights="minilm", sequence_length=256, trainable_blocks=-1
     )
-    data = model.preprocessor.dataset(texts, labels, batch_size=BATCH, seed=0, epochs=20)
-    return _fitted(model, "ours", keras, x=data)
+    data = model.preprocessor.dataset(texts, labels, batch_size=BATCH, seed=0, epochs=EPOCHS)
+    return _fitted(model, counted, keras, x=data)
 
 
-def keras_hub(texts: list[str], labels: list[int], way: str) -> tuple[float, int]:
-    """Returns seconds and texts of KerasHub's classifier."""
+def keras_hub(
+    texts: list[str],
+    labels: list[int],
+    way: str,
+    layers: int | None = None,
+    counted: tuple[int, int] | None = None,
+) -> tuple[float, int]:
+    """Returns seconds and texts of KerasHub's classifier.
+
+    Args:
+        texts: To train on.
+        labels: Class numbers.
+        way: `keras_hub` or `keras_hub_longest`.
+        layers: How many layers, from the top, train beside the head; None is everything, as
+            KerasHub leaves it.
+        counted: Batches before the clock starts, and batches that count.
+    """
     import keras
     import keras_hub
 
@@ -101,21 +121,38 @@ def keras_hub(texts: list[str], labels: list[int], way: str) -> tuple[float, int
         model = keras_hub.models.BertTextClassifier.from_preset(
             place, num_classes=classes, preprocessor=made
         )
-    return _fitted(model, way, keras, x=texts, y=labels, batch_size=BATCH)
+    if layers is not None:
+        _freeze_below(model.backbone, layers)
+    counted = counted or WAYS[way]
+    return _fitted(model, counted, keras, x=texts, y=labels, batch_size=BATCH, epochs=EPOCHS)
 
 
-def _fitted(model: Any, way: str, keras: Any, **data: Any) -> tuple[float, int]:
+def _freeze_below(backbone: Any, layers: int) -> None:
+    """Freezes embeddings and all but the topmost layers; the pooler is the head's."""
+    names = [one.name for one in backbone.layers if one.name.startswith("transformer_layer")]
+    unfrozen = {*names[len(names) - layers :], "pooled_dense"}
+    for layer in backbone.layers:
+        layer.trainable = layer.name in unfrozen
+
+
+def _fitted(model: Any, counted: tuple[int, int], keras: Any, **data: Any) -> tuple[float, int]:
     model.compile(
         keras.optimizers.AdamW(2e-5), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
-    timed = clock(way)
+    timed = clock(*counted)
     with contextlib.suppress(_Done):
         model.fit(**data, verbose=0, callbacks=[timed])
-    return timed.seconds, WAYS[way][1] * BATCH
+    assert timed.seconds, "there are too few texts for so many batches"
+    return timed.seconds, counted[1] * BATCH
 
 
-def pytorch(texts: list[str], labels: list[int]) -> tuple[float, int]:
-    """Returns seconds and texts of transformers with PyTorch."""
+def pytorch(
+    texts: list[str],
+    labels: list[int],
+    frozen: bool = False,
+    counted: tuple[int, int] = WAYS["pytorch"],
+) -> tuple[float, int]:
+    """Returns seconds and texts of transformers with PyTorch; `frozen` trains the head alone."""
     import numpy as np
     import torch
     import transformers
@@ -125,10 +162,13 @@ def pytorch(texts: list[str], labels: list[int]) -> tuple[float, int]:
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         place, num_labels=len(set(labels))
     )
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-5)
+    if frozen:
+        model.bert.requires_grad_(False)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 2e-5)
     model.train()
     order = np.random.default_rng(0).permutation(len(texts))
-    first, count = WAYS["pytorch"]
+    first, count = counted
     begin = 0.0
     for batch in range(first + count):
         if batch == first:

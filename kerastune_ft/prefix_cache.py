@@ -34,7 +34,7 @@ from kerastune_ft.data import Split, Splits, feeding, inspection
 from kerastune_ft.data.activations import Activations, room_for
 from kerastune_ft.data.tables import Arrays, Encoded, Files
 from kerastune_ft.data.texts import Ragged, Tokens
-from kerastune_ft.errors import TrainingError, WeightsError
+from kerastune_ft.errors import TrainingError
 from kerastune_ft.prefixes import Cut, Forward
 from kerastune_ft.stages import StagePlan
 from kerastune_ft.stores import GIB, Store, StoreError
@@ -126,6 +126,7 @@ class PrefixCache:
         self.console = console
         self.refusal = self._refusal(parts)
         self._choices: dict[int, Choice] | None = None
+        self._forward: tuple[tuple[str, ...], Forward] | None = None
         self._kept: dict[str, NDArray[Any]] = {}
 
     def part(self, number: int) -> Part | None:
@@ -134,7 +135,7 @@ class PrefixCache:
             self._say_once()
             return None
         if self._choices is None:
-            self._choices = self._recorded() or self._decide(number)
+            self._choices = self._recorded() or self._decide()
         choice = self._choices[number]
         return Part(self, number, Cut(self.model, choice.blocks)) if choice.blocks else None
 
@@ -179,8 +180,8 @@ class PrefixCache:
         if train.cache in ("disk", "memory") and self.refusal:
             raise TrainingError(f"train.cache: {train.cache} cannot be: {self.refusal}; set auto.")
 
-    def _decide(self, first: int) -> dict[int, Choice]:
-        """Decides for all stages from one on, says so and records it."""
+    def _decide(self) -> dict[int, Choice]:
+        """Decides for all stages, says so and records it."""
         train = self.recipe.train
         views = self._views()
         choices = {
@@ -209,12 +210,9 @@ class PrefixCache:
             else:
                 left -= size[number]
                 choices[number] = dataclasses.replace(choices[number], where=where)
-        kept = [n for n in choices if choices[n].blocks]
         why = ""
-        if kept and train.cache == "auto":
-            pays, why = self._pays(first, kept, views, sum(size[n] for n in kept))
-            if not pays:
-                choices = {n: Choice(0, why=why) for n in choices}
+        if train.cache == "auto":
+            choices, why = self._worthwhile(choices, size)
         self._record(choices)
         self._say(choices, size, why)
         return choices
@@ -233,33 +231,60 @@ class PrefixCache:
         pictures = not isinstance(self.splits.train.content, Tokens)
         return pictures and any(self.recipe.data.augmentation.model_dump().values())
 
-    def _pays(self, first: int, kept: Sequence[int], views: int, size: int) -> tuple[bool, str]:
-        """Returns whether keeping activations saves time, and why, by a count and a measurement.
+    def _worthwhile(
+        self, choices: dict[int, Choice], size: Mapping[int, int]
+    ) -> tuple[dict[int, Choice], str]:
+        """Leaves out the stages that keeping activations makes no faster; says why.
 
-        Without them every epoch of the stages costs the prefix of all training and validation
-        examples; with them it is computed once per view, written, and read in every epoch.
+        A stage without them computes its frozen blocks for all training and validation examples in
+        every epoch. With them they are computed once per view, written, and read in every epoch.
         """
-        epochs = sum(self.plans[n].stage.epochs for n in kept)
+        kept = [n for n in choices if choices[n].blocks]
+        if not kept:
+            return choices, ""
+        views = choices[kept[0]].views
+        epochs = {n: self.plans[n].stage.epochs for n in kept}
         n, held = len(self.splits.train), len(self.splits.validation)
-        before, after = epochs * (n + held), views * n + held
-        if before <= after:
-            return False, f"{epochs} epochs want {views} views"
-        if n < _FEW:
-            return True, ""
-        deepest = self.plans[max(kept, key=lambda k: self.plans[k].still_blocks)].still_blocks
-        seconds = self._seconds(Cut(self.model, deepest))
-        shares = sum(
-            self.plans[k].stage.epochs * self.plans[k].still_blocks / deepest for k in kept
-        )
-        without = shares * (n + held) * seconds
-        reading = size / views * epochs / _DISK_RATE
-        with_ = after * seconds + size / _DISK_RATE + reading
-        words = f"about {_time(with_)} in place of {_time(without)}"
-        return with_ < without, words
+        once = views * n + held
 
-    def _seconds(self, cut: Cut) -> float:
-        """Returns what an example costs up to a cut, reading included, in seconds."""
-        forward = Forward([cut])
+        def none(why: str) -> tuple[dict[int, Choice], str]:
+            return {k: Choice(0, why=why) for k in choices}, why
+
+        if sum(epochs.values()) * (n + held) <= once:
+            return none(f"{sum(epochs.values())} epochs are no more than {views} views")
+        if n < _FEW:
+            return choices, ""
+        if self._all_there(kept, choices):
+            return choices, "another run has computed them"
+        self._choices = choices
+        seconds, deepest = self._seconds(kept[0]), max(choices[k].blocks for k in kept)
+        gain = {}
+        for k in kept:
+            share = choices[k].blocks / deepest
+            reading = (size[k] + epochs[k] * size[k] / views) / _DISK_RATE
+            gain[k] = epochs[k] * (n + held) * seconds * share - reading
+            if gain[k] <= 0:
+                choices = {**choices, k: Choice(0, why="reading would take longer than computing")}
+        left = {k: gain[k] for k in kept if gain[k] > 0}
+        if sum(left.values()) <= once * seconds:
+            return none(
+                f"{_time(once * seconds)} would be spent to save {_time(sum(left.values()))}"
+            )
+        return choices, f"{_time(once * seconds)} spent, about {_time(sum(left.values()))} saved"
+
+    def _all_there(self, kept: Sequence[int], choices: Mapping[int, Choice]) -> bool:
+        store = self._store()
+        return all(
+            choices[number].where == "disk"
+            and store.has(self._key(Cut(self.model, choices[number].blocks), split, view))
+            for number in kept
+            for split in self._splits()
+            for view in range(choices[number].views if split is self.splits.train else 1)
+        )
+
+    def _seconds(self, number: int) -> float:
+        """Returns what an example costs up to a stage's cut, reading included, in seconds."""
+        forward = self._forward_to(self._cuts(number, self.splits.train, 0))
         stream = feeding.plain(self.splits.train, self.recipe, view=None, batch_size=_BATCH)
         _, inputs = next(stream)
         forward(inputs)
@@ -280,7 +305,7 @@ class PrefixCache:
     def _say(self, choices: Mapping[int, Choice], size: Mapping[int, int], why: str) -> None:
         kept = [n for n in choices if choices[n].blocks]
         if not kept:
-            if self.recipe.train.cache == "auto" and any(size):
+            if self.recipe.train.cache == "auto" and size:
                 reasons = {choice.why for choice in choices.values() if choice.why}
                 self.console.print(f"[bold]cache[/]    none: {escape('; '.join(sorted(reasons)))}")
             return
@@ -315,7 +340,7 @@ class PrefixCache:
         return [self.splits.train, *([validation] if len(validation) else [])]
 
     def _store(self) -> Store:
-        return Store(folder(), self.recipe.train.cache_gib * GIB)
+        return Store(weights.kept("activations"), self.recipe.train.cache_gib * GIB)
 
     def _shape(self, cut: Cut) -> tuple[int | None, ...]:
         return cut.shape
@@ -338,23 +363,31 @@ class PrefixCache:
         assert values is not None, key
         return values
 
-    def _compute(self, number: int, split: Split, view: int) -> None:
-        """Computes what this stage, and later ones whose blocks stay as they are, want."""
+    def _cuts(self, number: int, split: Split, view: int) -> list[Cut]:
+        """Returns where a stage is cut, and later ones whose frozen blocks are those of now."""
         assert self._choices is not None
-        cuts: list[Cut] = []
+        cuts: dict[int, Cut] = {}
         lowest = self._choices[number].blocks
         for later in range(number, len(self.plans)):
-            blocks = self._choices[later].blocks
+            choice = self._choices[later]
             lowest = min(lowest, self.plans[later].still_blocks)
-            same_place = self._choices[later].where == self._choices[number].where
-            if not blocks or not same_place or blocks > lowest:
-                continue
-            if split is self.splits.train and view >= self._choices[later].views:
-                continue
-            cut = Cut(self.model, blocks)
-            if all(cut.blocks != other.blocks for other in cuts):
-                cuts.append(cut)
-        forward = Forward(cuts)
+            views = choice.views if split is self.splits.train else 1
+            together = choice.where == self._choices[number].where
+            if 0 < choice.blocks <= lowest and together and view < views:
+                cuts.setdefault(choice.blocks, Cut(self.model, choice.blocks))
+        return list(cuts.values())
+
+    def _forward_to(self, cuts: Sequence[Cut]) -> Forward:
+        """Builds what computes them, or takes the last one if it does the same."""
+        digests = tuple(cut.digest() for cut in cuts)
+        if self._forward is None or self._forward[0] != digests:
+            self._forward = digests, Forward(cuts)
+        return self._forward[1]
+
+    def _compute(self, number: int, split: Split, view: int) -> None:
+        """Computes what this stage, and later ones whose blocks stay as they are, want."""
+        cuts = self._cuts(number, split, view)
+        forward = self._forward_to(cuts)
         shown = split.name if view == 0 else f"{split.name}, view {view + 1}"
         begin = time.perf_counter()
         dtype: Any = np.float16
@@ -448,11 +481,6 @@ class _TooLargeError(Exception):
     """A number that float16 does not hold."""
 
 
-def folder() -> Path:
-    """Returns where activations are kept."""
-    return weights.home() / "activations"
-
-
 def _digests(split: Split) -> Iterator[bytes]:
     """Yields of each example a digest of what a network gets of it."""
     content = split.content
@@ -484,7 +512,7 @@ def _digests(split: Split) -> Iterator[bytes]:
 def _writable(store: Store) -> bool:
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, WeightsError):
+    except OSError:
         return False
     return os.access(store.folder, os.W_OK)
 

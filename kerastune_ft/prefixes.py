@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -177,7 +178,7 @@ class Forward:
         """Returns the activations at each cut, `(batch, ...)`, of a batch of inputs."""
         if self._fast is not None:
             return [np.asarray(part) for part in self._fast(inputs)]
-        found = self.model.predict_on_batch(inputs)
+        found = self.model.predict_on_batch(keras.tree.map_structure(np.asarray, inputs))
         return list(found) if isinstance(found, list | tuple) else [found]
 
 
@@ -229,7 +230,13 @@ def _part(model: keras.Model, begin: Any, end: Any, others: Mapping[str, Any]) -
         return lambda value: value
     wanted = _inputs_of([end], begin)
     read = [tensor for tensor in model.inputs if tensor.name in wanted]
+    places = [(tensor, tensor._keras_history) for tensor in read]
     part = keras.Model([begin, *read], end)
+    # Keras copies the nodes between, and gives the model's own inputs, which it does not copy, to
+    # the copies: the model could not be saved any more.
+    for tensor, place in places:
+        tensor._keras_history = place
+        del place.operation._inbound_nodes[place.node_index + 1 :]
     return lambda value: part([value, *(others[tensor.name] for tensor in read)])
 
 
@@ -260,4 +267,5 @@ def _described(model: keras.Model) -> Iterator[str]:
             except NotImplementedError:  # an operation that says nothing but its kind
                 settings = {}
             kept = {key: value for key, value in settings.items() if key not in _NAMES}
-            yield f"{type(operation).__name__} {kept!r}\n"
+            # A reloaded network has lists where a built one has tuples.
+            yield f"{type(operation).__name__} {json.dumps(kept, default=repr, sort_keys=True)}\n"

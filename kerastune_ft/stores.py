@@ -137,9 +137,13 @@ class Store:
             if path.name.startswith("."):
                 continue
             try:
-                stat, facts = path.stat(), _facts(path)
-            except (OSError, ValueError):  # another process has just removed it
+                stat = path.stat()
+            except OSError:  # another process has just removed it
                 continue
+            try:
+                facts = _facts(path)
+            except (OSError, ValueError):
+                facts = {}  # of no use, but it takes room
             found.append(Entry(path.stem, path, stat.st_size, stat.st_mtime, facts))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 

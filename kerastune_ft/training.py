@@ -67,7 +67,7 @@ def train(
         recipe: Says how.
         splits: The data; the test split is not looked at.
         run: Receives `history.csv`, `audit.json`, TensorBoard logs, checkpoints, and `model.keras`
-            after every epoch.
+            at the end and after epochs.
         console: Shows the progress.
         resume: A checkpoint of this run to go on from.
         machine: From `devices.prepare`; the model must have been built under its scope.
@@ -109,7 +109,7 @@ class _Training:
             )
         self.class_weights = splits.class_weights(recipe.train.class_weight)
         self.sampling = splits.sampling(recipe.data.sampling)
-        self.validation = self._data(splits.validation) if len(splits.validation) else None
+        self.saved = 0.0
         self.best = self._best()
         self.start: str | None = None
         self.cache = prefix_cache.PrefixCache(
@@ -143,6 +143,7 @@ class _Training:
         if self.recipe.train.stochastic_depth:  # of training alone, and this is over
             models.set_stochastic_depth(self.model, 0.0)
         self._average()
+        states.save(self.model, self.run)
         return self.history
 
     def _best(self) -> Best | None:
@@ -214,6 +215,24 @@ class _Training:
             said = f"step {state.position.updates}"
         states.save(self.model, self.run)
         return f"The weights of {said} are in {self.run.model_path}."
+
+    @functools.cached_property
+    def validation(self) -> Any:
+        """The validation split as the model takes it, None if there is none."""
+        split = self.splits.validation
+        return self._data(split) if len(split) else None
+
+    def save_model(self) -> None:
+        """Writes `model.keras`, but of epochs that are over sooner than it is written only some.
+
+        A twentieth of the time may go into it; whatever ends the run writes it once more.
+        """
+        begin = time.monotonic()
+        if begin < self.saved:
+            return
+        states.save(self.model, self.run)
+        now = time.monotonic()
+        self.saved = now + 19 * (now - begin)
 
     def _data(self, split: Any, training: bool = False, **options: Any) -> Any:
         width = len(self.splits.class_names)
@@ -372,7 +391,8 @@ class _StageRun:
         )
         if self.metrics:
             self._build_metrics(stream)
-        self.fitted.fit(
+        model = self.fitted
+        model.fit(
             stream,
             steps_per_epoch=steps,
             initial_epoch=epochs.start,
@@ -525,7 +545,7 @@ class _StageRun:
         with self.average.inside():
             if best and best.monitor in logs and best.offer(self.epoch, logs[best.monitor]):
                 training.store.keep_epoch(self.epoch, states.get_weights(self.model))
-            states.save(self.model, training.run)
+            training.save_model()
         said = diagnosis.divergence(training.history.rows)
         if said:
             training.history.warnings.append(said)

@@ -195,7 +195,6 @@ def _carry_out(
             history = training.train(
                 model, recipe, splits, run, console, resume=state, machine=devices_
             )
-            training.save(model, run)
         devices.finish()
         if devices_.rank:
             return

@@ -85,8 +85,10 @@ def test_the_disk_keeps_some_room(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "kept", 10_000)
+    assert store.get("a") is None and store.entries() == [] and store.clear() == 0
     with pytest.raises(StoreError, match="cannot be written"):
-        put(Store(tmp_path / "file" / "kept", 10_000), "a")
+        put(store, "a")
 
 
 def test_clear_leaves_nothing(store: Store) -> None:

@@ -1,0 +1,186 @@
+"""The comparisons of `python -m benchmarks`: their arithmetic and their rows; nothing is timed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1]))  # the last: an installed package goes first
+
+from benchmarks import __main__ as command
+from benchmarks import clock, limits, preparation, processes, stages, tables
+from benchmarks.comparisons import COMPARISONS
+from benchmarks.tables import Column, Figure, Result
+from kerastune_ft import recipe
+
+SECONDS = Column("seconds", "s", ratio=True)
+SIZED = [(name, size) for name, row in COMPARISONS.items() for size in row.sizes]
+
+
+def result(*seconds: float | None) -> Result:
+    return Result([{"seconds": value} for value in seconds])
+
+
+def rows(results: dict[str, Result]) -> list[tables.Row]:
+    return tables.summary(results, [SECONDS], {"other": "ours"})
+
+
+def test_a_ratio_is_that_of_the_medians_and_not_of_the_runs() -> None:
+    ours, other = rows({"ours": result(1.0, 2.0, 9.0), "other": result(10.0, 3.0, 8.0)})
+    assert ours.figures["seconds"] == Figure(2.0, 1.0, 9.0, 3)
+    assert other.figures["seconds"] == Figure(8.0, 3.0, 10.0, 3, ratio=4.0)
+
+
+def test_an_even_number_of_runs_has_the_median_between_them() -> None:
+    assert tables.median(result(1.0, 2.0, 4.0, 9.0), "seconds") == 3.0
+
+
+def test_a_run_without_a_figure_does_not_count() -> None:
+    (ours,) = rows({"ours": result(None, 3.0, 5.0)})
+    assert ours.figures["seconds"] == Figure(4.0, 3.0, 5.0, 2)
+    assert ours.runs == 3
+
+
+def test_without_something_to_compare_with_there_is_no_ratio() -> None:
+    assert tables.ratio(1.0, None) is None
+    assert tables.ratio(None, 1.0) is None
+    assert tables.ratio(1.0, 0.0) is None
+    *_, other = rows({"ours": Result(reason="gone"), "other": result(2.0)})
+    assert other.figures["seconds"].ratio is None
+
+
+def test_spread_is_shown_of_several_runs_alone() -> None:
+    assert tables.cell(Figure(2.0, 1.0, 9.0, 3), 1) == "2.0 (1.0 to 9.0)"
+    assert tables.cell(Figure(2.0, 2.0, 2.0, 1), 2) == "2.00"
+    assert tables.cell(None, 2) == tables.NONE
+
+
+def test_what_was_skipped_or_failed_is_listed_with_its_reason() -> None:
+    results = {
+        "ours": result(2.0),
+        "other": Result(reason="torch not installed"),
+        "third": Result([{"seconds": 1.0}], reason="out of memory", failed=True),
+    }
+    lines = tables.markdown(rows(results), [SECONDS]).splitlines()
+    assert lines[0] == "| way | s | ratio | rounds |"
+    assert lines[2] == f"| ours | 2.0 | {tables.NONE} | 1 |"
+    assert lines[3].startswith("| third |")
+    assert lines[-2:] == ["- other: skipped: torch not installed", "- third: failed: out of memory"]
+
+
+def test_steps_are_timed_within_epochs_and_not_across_them() -> None:
+    assert clock.mean_step([[0.0, 1.0, 2.0], [10.0, 13.0], [20.0]]) == pytest.approx(5 / 3)
+    assert clock.mean_step([[1.0], []]) is None
+
+
+def test_a_stage_begins_where_the_one_before_ended() -> None:
+    made = clock.Clock()
+    made.epochs = [3.0, 5.0, 9.0, 10.0]
+    assert made.spans(1.0, 2) == [4.0, 5.0]
+
+
+def test_the_limit_is_what_is_left_of_a_step_without_its_prefix() -> None:
+    epoch, whole = limits.most(step=4.0, prefix=3.0, epochs=3)
+    assert (epoch, whole) == (4.0, 2.0)  # 12 seconds against 3 + 3 * 1
+
+
+def test_stages_are_compared_by_the_medians_of_their_seconds() -> None:
+    results = {
+        "ours": Result([{"stages": [1.0, 2.0]}, {"stages": [3.0, 2.0]}]),
+        "off": Result([{"stages": [8.0, 4.0]}]),
+    }
+    once = {"stages": [{"step": 4.0, "prefix": 3.0}]}
+    _, _, head, top = stages.table(results, once, {"epochs": 3}).splitlines()
+    assert head == "| head | 2.0 | 8.0 | 4.00 | 0.75 | 4.00 | 2.00 |"
+    assert top.startswith("| 1 blocks | 2.0 | 4.0 | 2.00 |")
+    assert stages.table({"ours": Result(), "off": Result()}, {}, {"epochs": 3}).count("\n") == 1
+
+
+def test_growth_of_memory_is_told_per_thousand_pictures() -> None:
+    results = {"a": Result([{"memory": 1.0}]), "b": Result([{"memory": 1.5}]), "c": Result()}
+    lines = stages.growth(results, {}, {"counts": [500, 1500, 9000]}).splitlines()
+    assert lines == ["- from 500 to 1,500 pictures: +512 MiB, +512.0 MiB per 1,000"]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZED)
+def test_every_way_of_every_comparison_can_be_called(name: str, size: str) -> None:
+    row = COMPARISONS[name]
+    ways = row.ways(**row.sizes[size])
+    names = [way.name for way in ways]
+    assert len(ways) > 1 and len(set(names)) == len(names)
+    for way in ways:
+        assert way.against is None or names.index(way.against) < names.index(way.name)
+        assert callable(processes.function(way.run))
+        assert callable(processes.function(way.data.run))
+    if row.once:
+        function, _ = row.once(**row.sizes[size])
+        assert callable(processes.function(function))
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_recipe_of_a_comparison_is_valid(name: str) -> None:
+    row = COMPARISONS[name]
+    for way in row.ways(**row.sizes["full"]):
+        words = [w for w in way.settings.get("overrides", []) if not w.startswith("train.cache")]
+        if words:
+            file = processes.ROOT / "recipes" / f"{way.settings['recipe']}.yaml"
+            made = recipe.load(file, [*words, "data.path=somewhere"])
+            assert made.train.early_stopping is None
+
+
+def test_named_comparisons_are_run_at_full_size_and_all_of_them_in_small() -> None:
+    every, one = command.parse([]), command.parse(["head", "--rounds", "2"])
+    assert (every.size, every.minutes) == ("small", 18.0)
+    assert (one.size, one.minutes, one.rounds) == ("full", None, 2)
+    assert command.parse(["head", "--size", "tiny"]).size == "tiny"
+
+
+def test_an_unknown_comparison_or_a_missing_folder_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for words in (["hed"], ["head", "--photos", str(tmp_path / "nowhere")]):
+        with pytest.raises(SystemExit):
+            command.parse(words)
+    assert "choose from head, head30" in capsys.readouterr().err
+
+
+def test_ways_without_their_data_are_skipped_and_written(tmp_path: Path) -> None:
+    words = ["head", "text", "--size", "tiny", "--rounds", "2"]
+    options = command.parse([*words, "--output", str(tmp_path / "out" / "table.md")])
+    session = command.Session(options, tmp_path)
+    session.run()
+    text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "- kft fit: skipped: needs --photos" in text
+    assert "(scaled): skipped: needs --texts" in text
+    assert (tmp_path / "out" / "table.json").is_file()
+    assert not session.failed
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(processes.FailedError, match="FileNotFoundError"):
+        processes.run("preparation:texts", {"texts": "nowhere", "into": "", "count": 1}, tmp_path)
+
+
+def test_a_process_is_measured_from_outside(tmp_path: Path) -> None:
+    table = tmp_path / "texts.csv"
+    table.write_text("text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(100)), "utf-8")
+    settings = {"texts": str(table), "into": str(tmp_path / "made"), "count": 50}
+    found = processes.run("preparation:texts", settings, tmp_path)
+    assert (found["examples"], found["test"]) == (50, 20)
+    assert found["whole"] > 0 and found["memory"] > 0
+
+
+def test_photographs_are_drawn_by_class_and_divided_once(tmp_path: Path) -> None:
+    for kind, count in (("cat", 40), ("dog", 20)):
+        (tmp_path / kind).mkdir()
+        for number in range(count):
+            (tmp_path / kind / f"{number}.jpg").touch()
+    parts = preparation.divided(tmp_path)
+    assert {part: len(paths) for part, paths in parts.items()} == {
+        "train": 42, "validation": 9, "test": 9,
+    }  # fmt: skip
+    assert not set(parts["train"]) & {*parts["validation"], *parts["test"]}
+    counted = preparation.classes(preparation.drawn(parts["train"], 21))
+    assert {kind: len(paths) for kind, paths in counted.items()} == {"cat": 14, "dog": 7}
