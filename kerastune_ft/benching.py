@@ -264,29 +264,19 @@ def _rate(
 
 def _advice(found: Bench, recipe: Recipe) -> Iterator[str]:
     """Yields what would help, the most promising first."""
-    texts = found.unit == "texts"
-    last = found.stages[-1]
+    texts, last = found.unit == "texts", found.stages[-1]
     if found.bottleneck == "pipeline":
-        if texts:
-            yield "the texts come slowly: data.text_augment=none, or a larger data.batch_size"
-            return
-        if found.kept is not None and found.kept > _CLOSE * found.pipeline:
-            more = found.kept / found.pipeline
-            state = "which auto does" if recipe.data.cache == "auto" else "now off"
-            if recipe.data.cache in ("disk", "memory"):
-                state = "as it is set"
-            yield f"data.cache=disk ({state}): {more:.1f} times as many from the second pass on"
-        if found.unchanged is not None and found.unchanged > _CLOSE * found.pipeline:
-            more = found.unchanged / found.pipeline
-            yield f"data.augment=light, or fewer changes: none at all is {more:.1f} times as fast"
-        yield "backbone.image_size: smaller pictures are cheaper to read and to train on"
+        yield from _pipeline_advice(found, recipe)
+        if not texts:
+            yield "backbone.image_size: smaller pictures are cheaper to read and to train on"
         return
     if any(stage.still_blocks for stage in found.stages):
         names = ", ".join(f"'{s.name}'" for s in found.stages if s.still_blocks)
-        state = "off now" if recipe.train.cache == "off" else f"now {recipe.train.cache}"
-        yield f"train.cache ({state}): computes the frozen blocks of {names} once, not every epoch"
+        state = recipe.train.cache
+        yield f"train.cache (now {state}): the frozen blocks of {names} once, not every epoch"
     if last.together < last.model / _CLOSE:
-        yield "the pipeline takes processors from the model: data.cache=disk, fewer changes"
+        for line in _pipeline_advice(found, recipe):
+            yield f"{line}; the pipeline takes processors from the model"
     if found.device == "gpu" and recipe.train.precision == "float32":
         yield "train.precision=mixed_bfloat16 (or mixed_float16): faster on most GPUs"
     if found.device == "gpu" and not recipe.data.batch_tokens:
@@ -294,8 +284,21 @@ def _advice(found: Bench, recipe: Recipe) -> Iterator[str]:
     if texts:
         yield "backbone.sequence_length: shorter texts are cheaper; data.batch_tokens fills batches"
     else:
-        yield "backbone.image_size: a side of three quarters halves the work"
+        yield "backbone.image_size: a side of three quarters is about half of the work"
     yield "fewer trainable blocks in the stages, or a smaller network (`kft ls backbones`)"
+
+
+def _pipeline_advice(found: Bench, recipe: Recipe) -> Iterator[str]:
+    if found.unit == "texts":
+        if feeding.changes_of(recipe) is not None:
+            yield "data.text_augment=none: changed texts are tokenised anew in every epoch"
+        return
+    for rate, said in (
+        (found.unchanged, "data.augment=none, or fewer changes"),
+        (found.kept, f"data.cache=disk (now {recipe.data.cache}), from the second pass on"),
+    ):
+        if rate is not None and rate > _CLOSE * found.pipeline:
+            yield f"{said}: {rate / found.pipeline:.1f} times as many"
 
 
 def _figure(value: float) -> str:
