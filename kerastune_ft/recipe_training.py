@@ -281,6 +281,19 @@ class Train(Section):
         description="Batches whose gradients are averaged into one update: the effective batch is "
         "so many times data.batch_size.",
     )
+    cache: Literal["auto", "off", "disk", "memory"] = Field(
+        default="auto",
+        description="Compute what the frozen blocks give once, keep it, and train the rest on it: "
+        "on disk, where other runs find it, in memory, or never; auto where it saves time.",
+    )
+    cache_gib: Positive = Field(
+        default=10.0, description="GiB that may be kept; what was not used for longest goes first."
+    )
+    cache_views: Count = Field(
+        default=4,
+        description="Augmented views of each picture that are kept and taken in turn, one per "
+        "epoch; one is enough without augmentation.",
+    )
     device: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         default="auto", description="Where training runs; auto takes GPUs if there are some."
     )

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from kerastune_ft import files
 from kerastune_ft.errors import RunError
 
-Document = Literal["status", "environment", "data", "audit", "scores", "thresholds"]
+Document = Literal["status", "environment", "data", "audit", "scores", "thresholds", "cache"]
 State = Literal["running", "finished", "interrupted", "failed"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

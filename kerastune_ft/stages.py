@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from kerastune_ft import models, optimizers, strategies
+from kerastune_ft import models, optimizers, prefixes, strategies
 from kerastune_ft.data import Splits, images
 from kerastune_ft.errors import TrainingError
 from kerastune_ft.recipe import EarlyStopping
@@ -33,6 +33,7 @@ class StagePlan:
         steps: Per epoch.
         trainable_blocks: Names, bottom first, `head` last.
         trainable_parameters: Numbers that training moves.
+        still_blocks: Blocks, counted from the input, that give the same in every step.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StagePlan:
     steps: int
     trainable_blocks: tuple[str, ...]
     trainable_parameters: int
+    still_blocks: int = 0
 
     def enter(self, model: keras.Model) -> None:
         """Makes trainable what the stage trains, and nothing else."""
@@ -181,6 +183,7 @@ def plan(model: keras.Model, train: Train, steps: int) -> list[StagePlan]:
                 made,
                 trainable_blocks=tuple(block.name for block in trained),
                 trainable_parameters=sum(block.trainable_parameters for block in trained),
+                still_blocks=prefixes.still(model),
             )
         )
     plans[0].enter(model)

@@ -28,6 +28,7 @@ from kerastune_ft import (
     interrupts,
     models,
     optimizers,
+    prefix_cache,
     stage_callbacks,
     states,
 )
@@ -66,7 +67,7 @@ def train(
         recipe: Says how.
         splits: The data; the test split is not looked at.
         run: Receives `history.csv`, `audit.json`, TensorBoard logs, checkpoints, and `model.keras`
-            after every epoch.
+            at the end and after epochs.
         console: Shows the progress.
         resume: A checkpoint of this run to go on from.
         machine: From `devices.prepare`; the model must have been built under its scope.
@@ -108,9 +109,12 @@ class _Training:
             )
         self.class_weights = splits.class_weights(recipe.train.class_weight)
         self.sampling = splits.sampling(recipe.data.sampling)
-        self.validation = self._data(splits.validation) if len(splits.validation) else None
+        self.saved = 0.0
         self.best = self._best()
         self.start: str | None = None
+        self.cache = prefix_cache.PrefixCache(
+            model, recipe, splits, self.plans, run, console, self.machine.parts
+        )
         self.optimizer: keras.optimizers.Optimizer | None = None
 
     def run_all(self, resume: State | None) -> History:
@@ -139,6 +143,7 @@ class _Training:
         if self.recipe.train.stochastic_depth:  # of training alone, and this is over
             models.set_stochastic_depth(self.model, 0.0)
         self._average()
+        states.save(self.model, self.run)
         return self.history
 
     def _best(self) -> Best | None:
@@ -211,6 +216,24 @@ class _Training:
         states.save(self.model, self.run)
         return f"The weights of {said} are in {self.run.model_path}."
 
+    @functools.cached_property
+    def validation(self) -> Any:
+        """The validation split as the model takes it, None if there is none."""
+        split = self.splits.validation
+        return self._data(split) if len(split) else None
+
+    def save_model(self) -> None:
+        """Writes `model.keras`, but of epochs that are over sooner than it is written only some.
+
+        A twentieth of the time may go into it; whatever ends the run writes it once more.
+        """
+        begin = time.monotonic()
+        if begin < self.saved:
+            return
+        states.save(self.model, self.run)
+        now = time.monotonic()
+        self.saved = now + 19 * (now - begin)
+
     def _data(self, split: Any, training: bool = False, **options: Any) -> Any:
         width = len(self.splits.class_names)
         made = feeding.dataset(split, self.recipe, width, training=training, **options)
@@ -243,7 +266,7 @@ class _StageRun:
         self.metrics: Arrays = {}
         self.over = False
         self.name = stage_plan.name
-        self.audit = callbacks.FreezeAudit()
+        self.audit = callbacks.FreezeAudit(whole=self.model)
         self.optimizer: keras.optimizers.Optimizer
 
     def begin(self, state: State | None) -> None:
@@ -267,15 +290,18 @@ class _StageRun:
             positives = training.class_weights.tolist()
         outputs = training.splits.outputs
         loss = training.task.loss(training.recipe.task, outputs, positives)
-        metrics = training.task.metrics(outputs)
-        if training.machine.parts > 1:  # added examples weigh nothing, and must not count
-            self.model.compile(self.optimizer, loss, weighted_metrics=metrics)
-        else:
-            self.model.compile(self.optimizer, loss, metrics=metrics)
+        # Added examples weigh nothing, and must not count.
+        kind = "weighted_metrics" if training.machine.parts > 1 else "metrics"
+        self.part = training.cache.part(self.number)
+        self.fitted = self.part.model if self.part else self.model
+        for model in {id(made): made for made in (self.model, self.fitted)}.values():
+            model.compile(self.optimizer, loss, **{kind: training.task.metrics(outputs)})
         self.callbacks = self._callbacks(train_)
         self.average = averaging.Swap(self.model, optimizers.averages(self.optimizer))
         if state is not None:
             self._take_back(state)
+        if self.part and not self.over:
+            self.part.fill()
         touched = [name for name in self.plan.trainable_blocks if name != "head"]
         if train_.averaging.wise_ft is not None and touched and training.start is None:
             training.store.keep_epoch(0, states.get_weights(self.model))
@@ -311,7 +337,7 @@ class _StageRun:
             self.audit,
         ]
         return stage_callbacks.StageCallbacks(
-            listed, add_history=True, model=self.model, epochs=self.epochs.stop
+            listed, add_history=True, model=self.fitted, epochs=self.epochs.stop
         )
 
     def train(self) -> None:
@@ -343,13 +369,13 @@ class _StageRun:
 
     def _fit(self) -> None:
         """Fits what is left: first the rest of an epoch that was broken off, then whole ones."""
-        self.model.stop_training = False
+        self.fitted.stop_training = False
         rest = self.plan.steps - self.first_step
         if self.first_step and not rest:
             self._validate()
         elif self.first_step:
             self._fit_epochs(range(self.epoch, self.epoch + 1), rest)
-        if not self.model.stop_training and self.epoch < self.epochs.stop:
+        if not self.fitted.stop_training and self.epoch < self.epochs.stop:
             self._fit_epochs(range(self.epoch, self.epochs.stop), self.plan.steps)
 
     def _fit_epochs(self, epochs: range, steps: int) -> None:
@@ -361,16 +387,17 @@ class _StageRun:
             class_weights=training.class_weights if training.task.weighs == "examples" else None,
             first_step=self.first_step,
             sampling=training.sampling,
+            held=self.part.train if self.part else None,
         )
         if self.metrics:
             self._build_metrics(stream)
-        model = self.model
+        model = self.fitted
         model.fit(
             stream,
             steps_per_epoch=steps,
             initial_epoch=epochs.start,
             epochs=epochs.stop,
-            validation_data=training.validation,
+            validation_data=self.validation,
             shuffle=False,  # the stream is in the epoch's order already
             verbose=0,
             callbacks=self.callbacks,
@@ -378,29 +405,37 @@ class _StageRun:
 
     def _build_metrics(self, stream: Any) -> None:
         """Makes the variables of metrics, which Keras would make at the first step."""
-        if getattr(self.model._compile_metrics, "built", False):
+        if getattr(self.fitted._compile_metrics, "built", False):
             return
         x, y = keras.tree.map_structure(
             lambda part: np.zeros([1, *(side or 1 for side in part.shape[1:])], "float32"),
             tuple(stream.element_spec[:2]),
         )
-        self.model._compile_metrics.build(y, self.model(x, training=False))
+        self.fitted._compile_metrics.build(y, self.fitted(x, training=False))
+
+    @functools.cached_property
+    def validation(self) -> Any:
+        """What is validated on, None if there is nothing."""
+        training = self.training
+        if self.part is None or self.part.validation is None:
+            return training.validation
+        return training._data(training.splits.validation, held=self.part.validation)
 
     def _validate(self) -> None:
         """Ends an epoch whose batches were done when the run was stopped during validation."""
         assert self.logs is not None
         logs = dict(self.logs)
         self.callbacks.on_epoch_begin(self.epoch)
-        if self.training.validation is not None:
-            found = self.model.evaluate(
-                self.training.validation, return_dict=True, verbose=0, callbacks=self.callbacks
+        if self.validation is not None:
+            found = self.fitted.evaluate(
+                self.validation, return_dict=True, verbose=0, callbacks=self.callbacks
             )
             logs |= {f"val_{name}": value for name, value in found.items()}
         self.callbacks.on_epoch_end(self.epoch, logs)
 
     def save(self, at_validation: bool = False) -> None:
         """Writes a checkpoint, unless a weight is not finite."""
-        states.sync(self.model)
+        states.sync(self.fitted)
         training, model = self.training, self.model
         with self.average.out():
             arrays = states.values("model", model.variables)
@@ -410,7 +445,7 @@ class _StageRun:
             }
         # They begin anew with every epoch, and in validation they are those of validation.
         if 0 < self.first_step < self.plan.steps and not at_validation:
-            arrays |= states.values("metric", model.metrics_variables)
+            arrays |= states.values("metric", self.fitted.metrics_variables)
         if not all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"):
             return
         epochs = [epoch for epoch, _ in training.best.epochs] if training.best else []
@@ -456,7 +491,7 @@ class _StageRun:
     def begin_epoch(self) -> None:
         """Puts back what Keras resets when an epoch begins."""
         if self.metrics:
-            states.assign(dict(states.named("metric", self.model.metrics_variables)), self.metrics)
+            states.assign(dict(states.named("metric", self.fitted.metrics_variables)), self.metrics)
             self.metrics = {}
 
     def end_batch(self) -> None:
@@ -496,8 +531,8 @@ class _StageRun:
 
     def _note_logs(self) -> None:
         if self.logs is None:
-            states.sync(self.model)
-            found = self.model.get_metrics_result()
+            states.sync(self.fitted)
+            found = self.fitted.get_metrics_result()
             self.logs = {k: float(keras.ops.convert_to_numpy(v)) for k, v in found.items()}
 
     def end_epoch(self, logs: dict[str, float]) -> None:
@@ -505,17 +540,17 @@ class _StageRun:
         training = self.training
         self.epoch += 1
         self.first_step, self.logs = 0, None
-        states.sync(self.model)
+        states.sync(self.fitted)
         best = training.best
         with self.average.inside():
             if best and best.monitor in logs and best.offer(self.epoch, logs[best.monitor]):
                 training.store.keep_epoch(self.epoch, states.get_weights(self.model))
-            states.save(self.model, training.run)
+            training.save_model()
         said = diagnosis.divergence(training.history.rows)
         if said:
             training.history.warnings.append(said)
             training.console.print(f"  [yellow]warning[/]  {said}", highlight=False)
-        if self.model.stop_training or self.epoch == self.epochs.stop:
+        if self.fitted.stop_training or self.epoch == self.epochs.stop:
             return  # the stage is over, and saved as such
         interrupts.check(self.save)
         if self.due():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import text_networks, weights
 from kerastune_ft.checkpoints import Checkpoints, State
 from kerastune_ft.checks import relabelling
-from kerastune_ft.data import tokenizing
+from kerastune_ft.data import picture_cache, tokenizing
 from kerastune_ft.data.texts import Texts, Tokens
 from kerastune_ft.errors import KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS
@@ -189,11 +190,11 @@ def _carry_out(
     console: Console,
 ) -> None:
     with recorded(run, console, model):
+        splits = picture_cache.kept(splits, recipe, functools.partial(_say, console, "pictures"))
         with devices_.scope():
             history = training.train(
                 model, recipe, splits, run, console, resume=state, machine=devices_
             )
-            training.save(model, run)
         devices.finish()
         if devices_.rank:
             return
@@ -203,6 +204,10 @@ def _carry_out(
         scores = _evaluate(run, recipe, model, splits, history)
     Checkpoints(run.checkpoints_path).clear(but=[history.best_epoch or -1])
     showing.show_scores(console, run, recipe, scores)
+
+
+def _say(console: Console, word: str, line: str) -> None:
+    console.print(f"[bold]{word}[/] {escape(line)}", highlight=False)
 
 
 def _own(console: Console, devices_: devices.Devices) -> Console:
@@ -277,17 +282,22 @@ def plan(recipe: Recipe, console: Console) -> None:
     splits = read(recipe)
     showing.show_data(console, splits)
     training.check(recipe, splits)
+    model = build(blank(recipe), splits)
+    take_over_head(console, recipe, model, splits)
+    recipe = settled(console, recipe, splits)
+    showing.show_plan(console, resuming.with_stages(recipe, model), model, splits, devices_)
+    showing.show_missing_weights(console, recipe)
+
+
+def blank(recipe: Recipe) -> Recipe:
+    """Returns a recipe whose weights are random, where others might have to be downloaded."""
     choice = recipe.backbone
     if TASKS[recipe.task.name].modality == "text":
         if not choice.tag.startswith("none"):
             choice = choice.model_copy(update={"weights": f"none:{choice.tag}"})
     elif choice.weights_path is None:
         choice = choice.model_copy(update={"weights": "none"})
-    model = build(recipe.model_copy(update={"backbone": choice}), splits)
-    take_over_head(console, recipe, model, splits)
-    recipe = settled(console, recipe, splits)
-    showing.show_plan(console, resuming.with_stages(recipe, model), model, splits, devices_)
-    showing.show_missing_weights(console, recipe)
+    return recipe.model_copy(update={"backbone": choice})
 
 
 def stages_text(recipe: Recipe) -> str:

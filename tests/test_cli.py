@@ -32,6 +32,7 @@ DOCUMENTED = {
     "splits.csv",
     "history.csv",
     "audit.json",
+    "cache.json",
     "scores.json",
     "predictions.csv",
     "model.keras",

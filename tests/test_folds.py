@@ -263,11 +263,18 @@ def make_recipe(photos, weights_file, count=1, **train):
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory, weights_file):
-    """A folder with photos, a recipe of three folds, and the run that nothing interrupted."""
+def beginning(tmp_path_factory, weights_file):
+    """A folder with photos and a recipe of three folds."""
     folder = tmp_path_factory.mktemp("folds")
     photos = write_photos(folder / "photos")
     (folder / "my.yaml").write_text(recipes.dump(make_recipe(photos, weights_file, 3)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def setting(beginning):
+    """The same folder, with the run that nothing interrupted."""
+    folder = beginning
     done = subprocess.run(
         [*KFT, "fit", "my.yaml", "--name", "whole"],
         env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, timeout=300,
@@ -413,8 +420,8 @@ def test_a_finished_one_is_not_resumed_and_another_recipe_not_taken_for_it(setti
     assert "train.folds differ" in said
 
 
-def test_plan_says_how_many_trainings(setting):
-    done = kft("plan", setting / "my.yaml")
+def test_plan_says_how_many_trainings(beginning):
+    done = kft("plan", beginning / "my.yaml")
     assert done.exit_code == 0, done.output
     assert "3 trainings, each validated on another fold" in done.output
     assert "18 train, 9 validation, 9 test" in done.output
@@ -427,12 +434,12 @@ def test_rates_are_tried_on_the_first_fold(setting, tmp_path):
     assert "18 train, 9 validation, 9 test" in done.output
 
 
-def test_nothing_is_left_behind_where_a_class_is_too_rare(setting, tmp_path):
+def test_nothing_is_left_behind_where_a_class_is_too_rare(beginning, tmp_path):
     photos = write_photos(tmp_path / "photos")
     for path in sorted((photos / "red").iterdir())[1:]:
         path.unlink()
     said = refused(
-        "fit", setting / "my.yaml", f"data.path={photos}", "--runs-dir", tmp_path / "runs"
+        "fit", beginning / "my.yaml", f"data.path={photos}", "--runs-dir", tmp_path / "runs"
     )
     assert "fewer than 2 examples that are not test: 'red'" in said
     assert list((tmp_path / "runs").iterdir()) == []

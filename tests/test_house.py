@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "kerastune_ft"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those of its own level and of the levels before it.
 LEVELS = [
-    {"errors", "files", "interrupts", "quiet"},
+    {"errors", "files", "interrupts", "quiet", "stores"},
     {"backbones", "checkpoints", "watchdog", "hosts"},
     {
         "recipe",
@@ -27,7 +27,7 @@ LEVELS = [
     {"losses", "tasks", "schedules", "optimizers", "strategies", "runs", "devices", "starters"},
     {"data"},
     {"heads", "models", "states"},
-    {"preprocessing", "text_models", "generation"},
+    {"prefixes", "preprocessing", "text_models", "generation"},
     {
         "averaging",
         "callbacks",
@@ -40,14 +40,14 @@ LEVELS = [
         "stopping",
     },
     {"checks"},
-    {"history"},
+    {"history", "prefix_cache"},
     {"rate_finder", "training"},
     {"ensembles", "figures", "text_evaluation"},
     {"evaluation"},
     {"text_predictions"},
     {"predictions", "showing"},
     {"comparison", "workflow"},
-    {"folds", "manifests", "previews", "range_tests"},
+    {"benching", "folds", "manifests", "previews", "range_tests"},
     {"listings"},
     {"doctor", "terminal"},
     {"cli_data"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from kerastune_ft import data
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
 from kerastune_ft.checks import features, probes, suspects
+from kerastune_ft.stores import Store
 
 
 def gaussian(classes=4, each=100, width=24, apart=2.0, seed=0):
@@ -207,10 +207,13 @@ def test_features_are_kept_and_computed_anew_only_where_they_must(recipe, photos
     first = np.array(features.of_survey(recipe, survey).values)
     assert np.array_equal(features.of_survey(recipe, survey).values, first) and len(built) == 1
     [kept] = (weights.home() / "features").glob("*.npy")
-    content = kept.read_bytes()
+    content, facts = kept.read_bytes(), kept.with_suffix(".json").read_text()
     for damaged in (content[:-40], b"", content[:500] + b"?" + content[501:]):
         kept.write_bytes(damaged)
-        assert features._mapped(kept, 36) is None
+        assert Store(kept.parent, 10**9).get(kept.stem) is None
+        assert not kept.exists()
+        kept.write_bytes(damaged)
+        kept.with_suffix(".json").write_text(facts)
     np.testing.assert_allclose(features.of_survey(recipe, survey).values, first, rtol=1e-3)
     assert len(built) == 2 and kept.read_bytes()[:128] == content[:128]
     Image.new("RGB", (48, 40), (9, 9, 9)).save(photos / "red" / "00.jpg")
@@ -229,20 +232,16 @@ def test_features_are_kept_and_computed_anew_only_where_they_must(recipe, photos
     assert len(keys) == 5
 
 
-def test_only_the_newest_features_are_kept(tmp_path, monkeypatch):
-    for number in range(4):
-        path = tmp_path / f"{number}.npy"
-        path.write_bytes(b"12345")
-        os.utime(path, (number, number))
-    features._forget(tmp_path, keep=tmp_path / "0.npy")
-    assert len(list(tmp_path.iterdir())) == 4
-    monkeypatch.setattr(features, "KEPT_FILES", 3)
-    features._forget(tmp_path, keep=tmp_path / "0.npy")  # is the newest by now
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.npy", "2.npy", "3.npy"]
-    os.utime(tmp_path / "0.npy", (5, 5))
-    monkeypatch.setattr(features, "KEPT_BYTES", 9)
-    features._forget(tmp_path, keep=tmp_path / "3.npy")
-    assert [path.name for path in tmp_path.iterdir()] == ["3.npy"]
+def test_only_the_newest_features_are_kept(recipe, monkeypatch):
+    survey = data.survey(recipe.data)
+    folder = weights.home() / "features"
+    kept = {path.name for path in folder.glob("*.npy")}
+    features.of_survey(recipe, survey, rows=np.arange(5))
+    (size,) = {p.stat().st_size for p in folder.glob("*.npy") if p.name not in kept}
+    monkeypatch.setattr(features, "KEPT_BYTES", 2 * size)
+    found = [features.of_survey(recipe, survey, rows=np.arange(3 + n, 8 + n)) for n in range(3)]
+    assert len(list(folder.glob("*.npy"))) == 2
+    assert all(np.isfinite(some.values).all() for some in found)  # mapped files outlive their name
 
 
 def test_a_cache_that_cannot_be_written_costs_no_more_than_time(recipe, monkeypatch, tmp_path):

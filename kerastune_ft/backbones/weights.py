@@ -111,6 +111,15 @@ def home() -> Path:
     return folder
 
 
+def kept(kind: str) -> Path:
+    """Returns the folder of what runs keep so as not to compute it again; it may not exist.
+
+    Args:
+        kind: `activations`, `features` or `pictures`.
+    """
+    return _home() / kind
+
+
 def fetch(
     row: Backbone, tag: str, *, progress: Progress | None = None, wheel: Path | None = None
 ) -> Path:

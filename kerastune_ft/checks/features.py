@@ -5,18 +5,15 @@
     found.take(rows)                    # float32 (len(rows), width)
 
 They are computed in batches and kept in a file of the cache, under what decides them: network,
-weights, size, and the content of every example. A second call reads the file. The newest
-`KEPT_FILES` are kept, up to `KEPT_BYTES`.
+weights, size, and the content of every example. A second call reads the file. Those used last are
+kept, up to `KEPT_BYTES`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +23,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft import backbones, files, heads, models, text_models
+from kerastune_ft import backbones, heads, models, text_models
 from kerastune_ft.backbones import weights
 from kerastune_ft.backbones.facts import Wheel
+from kerastune_ft.data import inspection, tokenizing
 from kerastune_ft.data import texts as texts_
-from kerastune_ft.data import tokenizing
 from kerastune_ft.data.tables import Arrays, Content, Encoded, Files, Pictures, Table
 from kerastune_ft.data.texts import Batching, Texts
-from kerastune_ft.errors import WeightsError
+from kerastune_ft.stores import Store, StoreError
 
 if TYPE_CHECKING:
     from kerastune_ft.checks.examined import Examined
@@ -42,18 +39,15 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
-KEPT_FILES = 20
 KEPT_BYTES = 5 * 2**30
 SAMPLE = 5_000
 """Examples that transfer and drift are measured on at most; suspected labels look at all."""
 
-_VERSION = 2  # raised when what is kept changes
+_VERSION = 3  # raised when what is kept changes
 _BATCH = 32
-_DIGEST = 32
 _LARGEST = 65_000.0  # of float16
 _SMALLEST = 1e-30  # standard deviation that float32 still has digits for
 _SEEN = 64  # examples that random weights are scaled by
-_CHUNK = 2**24
 _WEIGHT_FILES = (".keras", ".h5", ".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -186,7 +180,7 @@ def of_model(
 def _batches(
     network: keras.Model, content: Content, recipe: Recipe
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
-    if isinstance(content, Files | Encoded | Arrays):
+    if isinstance(content, Pictures):
         start = 0
         for images in _pictures(content, recipe):
             yield np.arange(start, start + len(images)), images
@@ -235,7 +229,7 @@ def build(recipe: Recipe, content: Content, *, random_weights: bool = False) -> 
     unknown = tag == "none" or tag.startswith("none:")
     wanted = tag if unknown or not random_weights else _random_tag(row, recipe)
     with _own_chance():
-        if isinstance(content, Files | Encoded | Arrays):
+        if isinstance(content, Pictures):
             model = models.image_classifier(
                 choice.name,
                 2,
@@ -343,10 +337,9 @@ def _kept(
     chosen = every if rows is None else np.asarray(rows, np.int64)
     table = survey.table if rows is None else survey.table.take(chosen)
     content = _content(table, recipe)
-    name = f"{_key(recipe, table, content, random_weights)}.npy"
-    folder, lasting = _folder()
-    path = folder / name
-    values = _mapped(path, len(chosen))
+    key = _key(recipe, table, content, random_weights)
+    store = Store(weights.kept("features"), KEPT_BYTES)
+    values = store.get(key)
     if values is None:
         network = build(recipe, content, random_weights=random_weights)
         words = "features of random weights" if random_weights else "features"
@@ -354,31 +347,26 @@ def _kept(
         def told(_: str, done: int, total: int) -> None:
             progress(words, done, total)
 
+        shape = (len(chosen), int(network.output_shape[-1]))
+        facts = {"backbone": recipe.backbone.name, "examples": len(chosen)}
+        batches = of_model(network, content, recipe, told)
         try:
-            _write(path, len(chosen), of_model(network, content, recipe, told))
-        except OSError:  # a cache that cannot be written costs no more than time
-            if not lasting:
-                raise
-            folder, lasting = Path(tempfile.mkdtemp(prefix="kft-")), False
-            path = folder / name
-            _write(path, len(chosen), of_model(network, content, recipe, told))
-        values = _mapped(path, len(chosen))
-        assert values is not None, path
-    if lasting:
-        _forget(folder, keep=path)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until it is let go
+            with store.writing(key, shape, np.float16, facts) as kept:
+                _fill(kept, batches)
+            values = store.get(key)
+        except StoreError:  # what cannot be kept costs no more than time
+            values = None
+        if values is None:
+            values = np.empty(shape, np.float16)
+            _fill(values, of_model(network, content, recipe, told))
     return Features(values, chosen)
 
 
-def _folder() -> tuple[Path, bool]:
-    """Returns where features are kept, and whether they stay there."""
-    try:
-        folder = weights.home() / "features"
-        folder.mkdir(exist_ok=True)
-    except (OSError, WeightsError):
-        return Path(tempfile.mkdtemp(prefix="kft-")), False
-    return folder, True
+def _fill(
+    table: NDArray[Any], batches: Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]
+) -> None:
+    for rows, values in batches:
+        table[rows] = np.clip(values, -_LARGEST, _LARGEST)
 
 
 def _content(table: Table, recipe: Recipe) -> Content:
@@ -398,7 +386,7 @@ def _key(recipe: Recipe, table: Table, content: Content, random_weights: bool) -
         facts += [choice.sequence_length, recipe.data.truncation, content.second is not None]
     else:
         facts += [choice.side, choice.channels, choice.alpha]
-        facts += [recipe.task.pooling or "avg", recipe.data.resize]
+        facts += [recipe.task.pooling or "avg", recipe.data.resize, inspection.PIXELS]
     key = hashlib.sha256(repr(facts).encode())
     for digest in _digests(table, content):
         key.update(digest)
@@ -453,55 +441,3 @@ def _weights_digest(recipe: Recipe) -> str:
 def _file_digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def _write(
-    path: Path,
-    count: int,
-    batches: Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]],
-) -> None:
-    """Writes features batch by batch, and a checksum behind them."""
-    with files.replacing(path) as temporary:
-        table: Any = None
-        for rows, values in batches:
-            if table is None:
-                table = np.lib.format.open_memmap(
-                    temporary, "w+", np.float16, (count, values.shape[1])
-                )
-            table[rows] = np.clip(values, -_LARGEST, _LARGEST)
-        assert table is not None, "no examples"
-        table.flush()
-        del table
-        digest = _file_digest(temporary)
-        with temporary.open("ab") as file:
-            file.write(digest)
-
-
-def _mapped(path: Path, count: int) -> NDArray[np.float16] | None:
-    """Returns features from a file, None if it is not there, damaged, or of something else."""
-    try:
-        with path.open("rb") as file:
-            left = os.fstat(file.fileno()).st_size - _DIGEST
-            whole = hashlib.sha256()
-            while left > 0 and (chunk := file.read(min(left, _CHUNK))):
-                whole.update(chunk)
-                left -= len(chunk)
-            if file.read() != whole.digest():
-                return None
-        values: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return values if values.ndim == 2 and len(values) == count else None
-
-
-def _forget(folder: Path, keep: Path) -> None:
-    """Marks a file as used, and removes those that were not for longest."""
-    with contextlib.suppress(OSError):
-        os.utime(keep)
-        found = [(path.stat(), path) for path in folder.glob("*.npy")]
-        found.sort(key=lambda pair: pair[0].st_mtime_ns, reverse=True)
-        total = 0
-        for place, (stat, path) in enumerate(found):
-            total += stat.st_size
-            if path != keep and (place >= KEPT_FILES or total > KEPT_BYTES):
-                path.unlink(missing_ok=True)

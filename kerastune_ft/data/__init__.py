@@ -57,6 +57,7 @@ class Split:
             `(n,)`; or for every word its class, `(n,)` arrays of `int32`.
         content: The pictures or texts, in the order of `names`.
         findings: What was odd about them, where they were read on their own by `load_all`.
+        digests: Of the bytes of each picture, `(n,)`, where they are known.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Split:
     labels: Labels
     content: Content
     findings: tuple[Finding, ...] = ()
+    digests: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -237,7 +239,11 @@ def of_survey(data: Data, found: Survey) -> Splits:
     for name in ("train", "validation", "test"):
         rows = np.flatnonzero(parts == name)
         made[name] = Split(
-            name, tuple(table.names[row] for row in rows), labels[rows], table.content.take(rows)
+            name,
+            tuple(table.names[row] for row in rows),
+            labels[rows],
+            table.content.take(rows),
+            digests=None if table.looks is None else table.looks.digest[rows],
         )
     columns = _columns(tuple(made.values()), how, table.class_names)
     return Splits(

@@ -142,6 +142,11 @@ class Augmentation:
         for layer in [*self._example_layers, *self._batch_layers]:
             _draw_from(layer, self._seeds)
 
+    @property
+    def changes_examples(self) -> bool:
+        """Whether `example` does anything."""
+        return bool(self._example_layers)
+
     def example(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """Returns the changed picture, same shape, `float32` in 0..255.
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerastune_ft.data.looks import DIGEST, Looks
-from kerastune_ft.data.tables import Arrays, Encoded, Files, Table
+from kerastune_ft.data.tables import Arrays, Encoded, Files, Prepared, Table
 from kerastune_ft.data.texts import Texts, Tokens
 
 _BANDS = 5  # so that of two hashes which differ in fewer bits one band is the same
@@ -116,6 +116,7 @@ def normalised(text: str) -> str:
 def digests(table: Table) -> NDArray[np.void]:
     """Returns 16 bytes of sha256 of the content of each example, `(n,)`."""
     content = table.content
+    assert not isinstance(content, Prepared)
     if isinstance(content, Files | Encoded):
         assert table.looks is not None
         return np.ascontiguousarray(table.looks.digest)

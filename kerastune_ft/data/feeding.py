@@ -7,15 +7,17 @@ steps(splits.train, recipe)                       # batches per epoch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerastune_ft.data import augmentation, images, texts
+from kerastune_ft.data import activations, augmentation, images, texts
+from kerastune_ft.data.activations import ACTIVATIONS, Activations
 from kerastune_ft.data.sampling import Sampling
-from kerastune_ft.data.tables import Arrays, Encoded, Files
+from kerastune_ft.data.tables import Pictures
 from kerastune_ft.data.text_augmentation import Changes
 from kerastune_ft.data.texts import Tokens
 
@@ -43,6 +45,7 @@ def dataset(
     class_weights: ArrayLike | None = None,
     first_step: int = 0,
     sampling: Sampling | None = None,
+    held: Activations | None = None,
 ) -> tf.data.Dataset:
     """Returns a finite stream of batches over whole epochs, in a reproducible order.
 
@@ -55,6 +58,7 @@ def dataset(
         class_weights: `(width,)`: adds sample weights by class.
         first_step: Batches of the first epoch to leave out.
         sampling: `Splits.sampling` of the recipe; for training.
+        held: Takes the place of the pictures or tokens, in the same order; changes are in it.
 
     Returns:
         Batches `(inputs, labels)` or `(inputs, labels, weights)`.
@@ -73,8 +77,21 @@ def dataset(
             first_step=first_step,
             sampling=sampling,
             changes=changes_of(recipe) if training else None,
+            held=held,
         )
     choice = recipe.backbone
+    if held is not None:
+        weights = None if class_weights is None else np.asarray(class_weights, np.float32)
+        return activations.dataset(
+            held,
+            _table(split.labels, width),
+            batch_size=recipe.data.batch_size,
+            seed=seed if training else None,
+            epochs=range(1) if epochs is None else epochs,
+            class_weights=weights,
+            first_step=first_step,
+            sampling=sampling,
+        ).with_options(_options())
     return images.dataset(
         _pictures(split),
         split.labels,
@@ -140,9 +157,9 @@ def _augmentation(recipe: Recipe) -> augmentation.Augmentation:
     return augmentation.Augmentation(recipe.data.augmentation, choice.side, choice.channels)
 
 
-def _pictures(split: Split) -> Files | Encoded | Arrays:
+def _pictures(split: Split) -> Pictures:
     content = split.content
-    assert isinstance(content, Files | Encoded | Arrays), type(content)
+    assert isinstance(content, Pictures), type(content)
     return content
 
 
@@ -157,6 +174,7 @@ def of_tokens(
     first_step: int = 0,
     sampling: Sampling | None = None,
     changes: Changes | None = None,
+    held: Activations | None = None,
 ) -> tf.data.Dataset:
     """Streams batches of tokens, padded to the bucket of the longest of each.
 
@@ -172,6 +190,7 @@ def of_tokens(
         sampling: Draws the texts of an epoch, where it is not every one once; with `seed`.
         changes: What is changed in the texts, which are then tokenised batch by batch. Who shares
             a batch is decided by their lengths before.
+        held: Takes the place of the tokens.
 
     Returns:
         Batches of inputs, a dict of `int32 (batch, length)`; labels `float32 (batch, width)`, or
@@ -179,7 +198,7 @@ def of_tokens(
         where every token has a label, weights `float32 (batch,)`: of the class, or such that
         `losses.TokenCrossentropy` becomes a mean over places.
     """
-    assert changes is None or (tokens.marks is None and tokens.targets is None)
+    assert changes is None or (tokens.marks is None and tokens.targets is None and held is None)
     epochs = range(1) if epochs is None else epochs
     count = texts.steps(tokens.lengths, tokens.batching)
     by_token = tokens.marks is not None or tokens.targets is not None
@@ -195,6 +214,8 @@ def of_tokens(
             inputs = tokens.padded(rows)
         else:
             inputs = changes.tokens(tokens, rows, epoch, keys).padded(np.arange(len(rows)))
+        if held is not None:
+            inputs = held.inputs(rows, keys, epoch, inputs)
         if table is None:
             share = evenly if seed is None else len(rows) / max(float(places[rows].sum()), 1.0)
             return inputs, tokens.marked(rows), np.full(len(rows), share, np.float32)
@@ -218,15 +239,61 @@ def of_tokens(
     numbers = tf.TensorSpec((None, None), tf.int32)
     target = numbers if table is None else tf.TensorSpec((None, width), tf.float32)
     names = tokens.padded(np.zeros(1, np.int64)) if len(tokens) else {}
-    signature: tuple[Any, ...] = (dict.fromkeys(names, numbers), target)
+    specs: dict[str, Any] = dict.fromkeys(names, numbers)
+    if held is not None:
+        specs = {ACTIVATIONS: held.spec, **dict.fromkeys(held.reads, numbers)}
+    signature: tuple[Any, ...] = (specs, target)
     if weights is not None or table is None:
         signature += (tf.TensorSpec((None,), tf.float32),)
     made = tf.data.Dataset.from_generator(generate, output_signature=signature)
     total = len(epochs) * count - first_step
     made = made.apply(tf.data.experimental.assert_cardinality(total)).prefetch(4)
+    return made.with_options(_options())
+
+
+def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return made.with_options(options)
+    return options
+
+
+def plain(
+    split: Split, recipe: Recipe, *, view: int | None, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Yields every example once, in the order that is cheapest.
+
+    Args:
+        split: Of pictures, or of texts that are tokenised.
+        recipe: Says sizes, augmentation and seed.
+        view: The epoch whose changes pictures get; None for none.
+        batch_size: Examples at a time.
+
+    Yields:
+        Rows `(batch,)`, and what the model takes of them.
+    """
+    content = split.content
+    if isinstance(content, Tokens):
+        batching = replace(content.batching, batch_size=batch_size, batch_tokens=None)
+        for rows in texts.plan(content.lengths, batching):
+            yield rows, content.padded(rows)
+        return
+    choice = recipe.backbone
+    stream = images.dataset(
+        _pictures(split),
+        np.zeros((len(split), 1), np.float32),
+        image_size=choice.side,
+        channels=choice.channels,
+        batch_size=batch_size,
+        num_classes=1,
+        resize=recipe.data.resize,
+        seed=recipe.train.seed,
+        epochs=range(view or 0, (view or 0) + 1),
+        augment=None if view is None else _augmentation(recipe),
+    )
+    start = 0
+    for pictures, _ in stream:
+        yield np.arange(start, start + len(pictures)), pictures
+        start += len(pictures)
 
 
 def filled(split: Split, recipe: Recipe, parts: int) -> int:

@@ -16,14 +16,15 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerastune_ft.data import inspection
-from kerastune_ft.data.tables import Arrays, Encoded, Files, Pictures
+from kerastune_ft.data.decoding import Preparation, Resize, Tensor, decode, resize, upright
+from kerastune_ft.data.tables import Arrays, Encoded, Files, Pictures, Prepared
 from kerastune_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
     from kerastune_ft.data import Split
     from kerastune_ft.data.sampling import Sampling
-
-Resize = Literal["squash", "crop", "pad"]
-Tensor: TypeAlias = Any  # TensorFlow ships no types
 
 
 class Augment(Protocol):
@@ -57,96 +55,6 @@ def order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def steps(n: int, batch_size: int) -> int:
     """Returns how many batches an epoch has; the last may be smaller."""
     return math.ceil(n / batch_size)
-
-
-def decode(data: Tensor, through_pillow: Tensor, orientation: Tensor, channels: int = 3) -> Tensor:
-    """Decodes a picture and turns it upright, inside a graph or outside.
-
-    Args:
-        data: Scalar string: a whole picture file that `inspection.inspect` found usable.
-        through_pillow: Scalar bool, from the inspection.
-        orientation: Scalar integer 1..8, from the inspection.
-        channels: 3 for RGB, 1 for grey (`inspection.grey`); others are in `.npy` files only.
-
-    Returns:
-        `float32 (height, width, channels)` in 0..255.
-    """
-
-    def by_tensorflow() -> Tensor:
-        # Of its own accord TensorFlow makes grey by other weights for every format.
-        image = tf.io.decode_image(data, channels=3, expand_animations=False)
-        image = upright(tf.ensure_shape(image, (None, None, 3)), orientation)
-        return _with_channels(tf.cast(image, tf.float32), 3, channels)
-
-    def pixels(raw: Any) -> NDArray[np.float32]:  # bytes in a graph, an array outside of one
-        return inspection.decode(np.asarray(raw, object).item(), channels)
-
-    def by_pillow() -> Tensor:  # which turns the picture itself
-        return tf.numpy_function(pixels, [data], tf.float32)
-
-    if channels in inspection.COLOURS:
-        image = tf.cond(through_pillow, by_pillow, by_tensorflow)
-    else:
-        image = by_pillow()
-    return tf.ensure_shape(image, (None, None, channels))
-
-
-def upright(image: Tensor, orientation: Tensor) -> Tensor:
-    """Turns a picture `(height, width, channels)` stored under an EXIF orientation 1..8."""
-
-    def transposed() -> Tensor:
-        return tf.transpose(image, (1, 0, 2))
-
-    turns: list[Callable[[], Tensor]] = [
-        lambda: image,
-        lambda: image[:, ::-1],
-        lambda: image[::-1, ::-1],
-        lambda: image[::-1],
-        transposed,
-        lambda: transposed()[:, ::-1],
-        lambda: transposed()[::-1, ::-1],
-        lambda: transposed()[::-1],
-    ]
-    return tf.switch_case(tf.cast(orientation, tf.int32) - 1, turns)
-
-
-def resize(
-    image: Tensor, image_size: tuple[int, int], how: Resize = "squash", channels: int = 3
-) -> Tensor:
-    """Brings a picture `(height, width, channels)` to a size; untouched if it has that size.
-
-    Bilinear, with antialiasing where it shrinks. That costs about 1 ms a photograph on a CPU, and
-    without it fine patterns of large photographs turn into noise that no weights were trained on.
-
-    Args:
-        image: In 0..255, of any number type.
-        image_size: Height and width wanted, in pixels.
-        how: `squash` changes the proportions; `crop` cuts the longer side off evenly; `pad` fits
-            the whole picture and fills up with black, as Keras's `pad_to_aspect_ratio` does.
-        channels: Of the picture.
-
-    Returns:
-        `float32 (height, width, channels)` in 0..255.
-    """
-    height, width = image_size
-    image = tf.cast(image, tf.float32)
-    shape = tf.shape(image)
-    if how == "crop":
-        image = _central_window(image, shape, height, width)
-        shape = tf.shape(image)
-    target = tf.constant([height, width])
-    if how == "pad":
-        scale = tf.reduce_min(
-            tf.constant([height, width], tf.float64) / tf.cast(shape[:2], tf.float64)
-        )
-        fitted = tf.round(tf.cast(shape[:2], tf.float64) * scale)
-        target = tf.clip_by_value(tf.cast(fitted, tf.int32), 1, target)
-    image = _bilinear(image, shape, target)
-    if how == "pad":
-        before = (tf.constant([height, width]) - target) // 2
-        after = tf.constant([height, width]) - target - before
-        image = tf.pad(image, [[before[0], after[0]], [before[1], after[1]], [0, 0]])
-    return tf.ensure_shape(image, (height, width, channels))
 
 
 def decode_bytes(
@@ -177,10 +85,11 @@ def decode_bytes(
         raise _cannot_be_read(name, found)
     if not inspection.gives(found.channels, channels):
         raise _wrong_channels([(name, found.channels)], channels)
+    deep = found.through_pillow and inspection.header(data, channels)[1]
+    how = Preparation(image_size, resize_how, channels, _colours(channels), whole=not deep)
     with tf.device("/CPU:0"):
-        through_pillow = tf.constant(found.through_pillow)
-        image = decode(tf.constant(data), through_pillow, found.orientation, channels)
-        return np.asarray(resize(image, image_size, resize_how, channels))
+        pixels = how.prepared(tf.constant(data), found.through_pillow, found.orientation, deep)
+        return np.asarray(how.shown(pixels))
 
 
 def decode_file(
@@ -206,7 +115,7 @@ def check_channels(splits: Iterable[Split], channels: int) -> None:
     wrong = [
         (split.names[row], stored)
         for split in splits
-        for row, stored in _misfits(split.names, _pictures(split), channels)
+        for row, stored in _headers(split.names, _pictures(split), channels)[0]
     ]
     if wrong:
         raise _wrong_channels(wrong, channels)
@@ -263,41 +172,57 @@ def dataset(
     epochs = range(1) if epochs is None else epochs
     n, per_epoch = len(content), steps(len(content), batch_size)
     shape = (*image_size, channels)
-    names = content.paths if isinstance(content, Files) else [f"picture {i}" for i in range(n)]
-    if wrong := [(names[row], stored) for row, stored in _misfits(names, content, channels)]:
-        raise _wrong_channels(wrong, channels)
     assert class_weights is None or np.ndim(labels) == 1, "only classes have weights"
     with tf.device("/CPU:0"):  # tf.data runs there; a table on the GPU would travel back
-        picture_of = loader(content, image_size, channels, resize, seed, augment)
-        label_of = _labeller(labels, n, num_classes)
+        how, read = reader(content, image_size, channels, resize)
+        labels_of = _labeller(labels, n, num_classes)
         weights = tf.constant(
             np.asarray(1.0 if class_weights is None else class_weights, "float32")
         )
 
-    def load(turn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, index, _, key = tf.unstack(turn, 4)
-        # A filler only completes the last batch of an epoch; `finish` cuts it off.
-        image = tf.cond(index < 0, lambda: tf.zeros(shape), lambda: picture_of(index, epoch, key))
-        label = label_of(tf.maximum(index, 0))
-        return tf.ensure_shape(image, shape), label, turn
+    # What changes no single picture need not take them one by one.
+    single = augment is not None and getattr(augment, "changes_examples", True)
+    together = isinstance(content, Prepared) and not single
 
-    def finish(images: Tensor, targets: Tensor, turns: Tensor) -> tuple[Tensor, ...]:
-        real = tf.reduce_sum(tf.cast(turns[:, 1] >= 0, tf.int32))
-        images, targets = images[:real], targets[:real]
+    def load(turn: Tensor) -> tuple[Tensor, Tensor]:
+        epoch, index, _, key = tf.unstack(turn, 4)
+
+        def picture() -> Tensor:
+            pixels = read(index)
+            if augment is None or not single:
+                return pixels
+            return augment.example(how.shown(pixels), _key(seed, epoch, key))
+
+        kind = (shape, "float32") if single else (how.shape, how.dtype)
+        # A filler only completes the last batch of an epoch; `finish` cuts it off.
+        image = tf.cond(index < 0, lambda: tf.zeros(*kind), picture)
+        return tf.ensure_shape(image, kind[0]), turn
+
+    def load_together(turns: Tensor) -> tuple[Tensor, Tensor]:
+        turns = turns[turns[:, 1] >= 0]
+        return read(turns[:, 1]), turns
+
+    def finish(images: Tensor, turns: Tensor) -> tuple[Tensor, ...]:
+        turns = turns[turns[:, 1] >= 0]
+        images, targets = images[: tf.shape(turns)[0]], labels_of(turns[:, 1])
+        if not single:
+            images = how.shown(images)
         if augment is not None:
-            key = tf.stack([tf.cast(seed, tf.int64), turns[0, 0], turns[0, 2]])
-            images, targets = augment.batch(images, targets, key)
-            images = tf.ensure_shape(images, (None, *shape))
+            images, targets = augment.batch(images, targets, _key(seed, turns[0, 0], turns[0, 2]))
+        images = tf.ensure_shape(images, (None, *shape))
         if class_weights is None:
             return images, targets
         return images, targets, tf.linalg.matvec(targets, weights)
 
     turns = _turns(n, batch_size, epochs, seed if shuffle else None, sampling)
+    turns = turns.skip(first_step * batch_size)
+    ahead = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    if together:
+        loaded = turns.batch(batch_size, drop_remainder=True).map(load_together, **ahead)
+    else:
+        loaded = turns.map(load, **ahead).batch(batch_size, drop_remainder=True)
     batches = (
-        turns.skip(first_step * batch_size)
-        .map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size, drop_remainder=True)
-        .map(finish, num_parallel_calls=1, deterministic=True)
+        loaded.map(finish, num_parallel_calls=1, deterministic=True)
         .apply(tf.data.experimental.assert_cardinality(len(epochs) * per_epoch - first_step))
         .prefetch(2)
     )
@@ -305,9 +230,6 @@ def dataset(
     # Sharding by file cannot apply to numbers; without this MirroredStrategy warns and tries.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return batches.with_options(options)
-
-
-_resize = resize  # `loader` has an argument of that name
 
 
 def loader(
@@ -331,31 +253,36 @@ def loader(
     Returns:
         From the example's row, the epoch and the example's number in its key, all `int64 ()`, to
         `float32 (height, width, channels)` in 0..255.
+
+    Raises:
+        DataError: If there are pictures that cannot be read with so many channels.
     """
-    read = _reader(content, channels)
+    how, read = reader(content, image_size, channels, resize)
 
     def picture(index: Tensor, epoch: Tensor, key: Tensor) -> Tensor:
-        image = _resize(read(index), image_size, resize, channels)
-        if augment is not None:
-            image = augment.example(image, tf.stack([tf.cast(seed, tf.int64), epoch, key]))
-        return image
+        image = how.shown(read(index))
+        return image if augment is None else augment.example(image, _key(seed, epoch, key))
 
     return picture
 
 
+def _key(seed: int, epoch: Tensor, number: Tensor) -> Tensor:
+    return tf.stack([tf.cast(seed, tf.int64), epoch, number])
+
+
 def _labeller(labels: ArrayLike, n: int, width: int) -> Callable[[Tensor], Tensor]:
-    """Returns a graph function from an example's number to its label, `float32 (width,)`."""
+    """Returns a graph function from examples' numbers to their labels, `float32 (batch, width)`."""
     table = np.asarray(labels)
     assert len(table) == n, f"{len(table)} labels for {n} pictures"
     if table.ndim == 2:
         assert table.shape[1] == width, f"labels of {table.shape[1]} numbers for {width} outputs"
         rows = tf.constant(table.astype(np.float32))
-        return lambda index: rows[index]
+        return lambda indices: tf.gather(rows, indices)
     assert table.ndim == 1, f"labels of shape {table.shape}"
     numbers = table.astype(np.int64)
     assert not n or 0 <= numbers.min() <= numbers.max() < width, "label out of range"
     classes = tf.constant(numbers)
-    return lambda index: tf.one_hot(classes[index], width)
+    return lambda indices: tf.one_hot(tf.gather(classes, indices), width)
 
 
 def _turns(
@@ -383,13 +310,60 @@ def _turns(
     return tf.data.Dataset.range(epochs.start, epochs.stop, epochs.step).flat_map(rows)
 
 
-def _reader(content: Pictures, channels: int) -> Callable[[Tensor], Tensor]:
-    """Returns a graph function from an example's number to its picture, `(height, width, c)`."""
+def reader(
+    content: Pictures,
+    image_size: tuple[int, int],
+    channels: int,
+    resize: Resize,
+    watch: Callable[[int, bytes], None] | None = None,
+) -> tuple[Preparation, Callable[[Tensor], Tensor]]:
+    """Returns how pictures are prepared, and a graph function that prepares one.
+
+    Args:
+        content: The pictures.
+        image_size: Height and width, in pixels.
+        channels: Of what the network gets.
+        resize: How pictures of another shape are brought to `image_size`.
+        watch: Is called with the row and the bytes of every file that is read.
+
+    Returns:
+        The preparation, and a function from a row, `int64 ()`, to what `Preparation.prepared`
+        returns of it; of `Prepared` from several rows as well.
+
+    Raises:
+        DataError: If there are pictures that cannot be read with so many channels.
+    """
+    if isinstance(content, Prepared):
+        return _prepared_reader(content, image_size, channels, resize)
+    n = len(content)
+    names = content.paths if isinstance(content, Files) else [f"picture {i}" for i in range(n)]
+    wrong, deep = _headers(names, content, channels)
+    if wrong:
+        raise _wrong_channels([(names[row], stored) for row, stored in wrong], channels)
     if isinstance(content, Arrays):
-        return _array_reader(content, channels)
-    through_pillow = tf.constant(content.through_pillow)
-    orientations = tf.constant(content.orientations)
-    if isinstance(content, Files):
+        return _array_reader(content, image_size, channels, resize)
+    how = Preparation(image_size, resize, channels, _colours(channels), whole=not deep.any())
+    # What no picture needs is left out of the graph.
+    facts = [
+        _column(content.through_pillow, False),
+        _column(content.orientations, 1),
+        _column(deep, False),
+    ]
+    if watch is not None:
+        seen = watch
+
+        def load(row: Any) -> bytes:
+            if isinstance(content, Files):
+                data = Path(content.paths[row]).read_bytes()
+            else:
+                data = content.data[row]
+            seen(int(row), data)
+            return data
+
+        def read(index: Tensor) -> Tensor:
+            return tf.numpy_function(load, [index], tf.string)
+
+    elif isinstance(content, Files):
         paths = tf.constant([os.fsencode(path) for path in content.paths], tf.string)
 
         def read(index: Tensor) -> Tensor:
@@ -400,85 +374,87 @@ def _reader(content: Pictures, channels: int) -> Callable[[Tensor], Tensor]:
         def read(index: Tensor) -> Tensor:  # a constant tensor would copy all of them
             return tf.numpy_function(lambda i: content.data[i], [index], tf.string)
 
-    def decoded(index: Tensor) -> Tensor:
-        return decode(read(index), through_pillow[index], orientations[index], channels)
-
-    return decoded
+    return how, lambda index: how.prepared(read(index), *(fact(index) for fact in facts))
 
 
-def _array_reader(content: Arrays, channels: int) -> Callable[[Tensor], Tensor]:
+def _prepared_reader(
+    content: Prepared, image_size: tuple[int, int], channels: int, resize: Resize
+) -> tuple[Preparation, Callable[[Tensor], Tensor]]:
+    values, rows = content.values, content.rows
+    assert (*image_size, channels) == (*values.shape[1:3], content.channels), "of another size"
+    assert resize == content.resize, "resized otherwise"
+    whole = values.dtype == np.uint8
+    colours = values.shape[3] if whole else _colours(channels)
+    how = Preparation(image_size, resize, channels, colours, whole)
+
+    def read(index: Tensor) -> Tensor:  # a constant tensor would copy all of them
+        pixels = tf.numpy_function(lambda i: values[rows[i]], [index], how.dtype)
+        return tf.ensure_shape(pixels, (*index.shape, *how.shape))
+
+    return how, read
+
+
+def _column(values: NDArray[Any], usual: Any) -> Callable[[Tensor], Any]:
+    if (values == usual).all():
+        return lambda index: usual
+    table = tf.constant(values)
+    return lambda index: table[index]
+
+
+def _colours(channels: int) -> int:
+    """Returns what files of 8 bits are resized in."""
+    return 3 if channels in inspection.COLOURS else channels
+
+
+def _array_reader(
+    content: Arrays, image_size: tuple[int, int], channels: int, resize: Resize
+) -> tuple[Preparation, Callable[[Tensor], Tensor]]:
     values = content.values if content.values.ndim == 4 else content.values[..., None]
     assert values.dtype in (np.uint8, np.uint16), values.dtype
+    whole = values.dtype == np.uint8
+    how = Preparation(image_size, resize, channels, values.shape[3], whole)
     table = tf.constant(values)
-    unit = 1.0 if values.dtype == np.uint8 else 257.0
 
     def read(index: Tensor) -> Tensor:
-        image = tf.cast(table[index], tf.float32) / unit
-        return _with_channels(image, values.shape[-1], channels)
+        image = table[index]
+        return how.of_array(image if whole else tf.cast(image, tf.float32) / 257.0)
 
-    return read
-
-
-def _with_channels(image: Tensor, stored: int, channels: int) -> Tensor:
-    if stored == channels:
-        return image
-    return tf.repeat(image, 3, axis=2) if stored == 1 else inspection.grey(image)
+    return how, read
 
 
 def _pictures(split: Split) -> Pictures:
     content = split.content
-    assert isinstance(content, Files | Encoded | Arrays), type(content)
+    assert isinstance(content, Pictures), type(content)
     return content
 
 
-def _misfits(
+def _headers(
     names: Sequence[str], content: Pictures, channels: int
-) -> list[tuple[int, int | None]]:
-    """Returns the row and the stored channels of each picture that does not give `channels`."""
+) -> tuple[list[tuple[int, int | None]], NDArray[np.bool_]]:
+    """Returns the row and the stored channels of each picture that does not give `channels`.
+
+    And which pictures have more than 8 bits, `bool (n,)`.
+    """
+    deep = np.zeros(len(content), bool)
+    if isinstance(content, Prepared):
+        return [], deep
     if isinstance(content, Arrays):
         stored = content.values.shape[3] if content.values.ndim == 4 else 1
         fit = inspection.gives(stored, channels)
-        return [] if fit else [(row, stored) for row in range(len(content))]
+        return [] if fit else [(row, stored) for row in range(len(content))], deep
     wrong: list[tuple[int, int | None]] = []
-    for row, through_pillow in enumerate(content.through_pillow.tolist()):
+    asked = content.through_pillow | (channels not in inspection.COLOURS)
+    for row in np.flatnonzero(asked).tolist():
         found = None
-        if through_pillow:
+        if content.through_pillow[row]:
             picture = Path(content.paths[row]) if isinstance(content, Files) else content.data[row]
             try:
-                found = inspection.stored_channels(picture)
+                found, deep[row] = inspection.header(picture, channels)
             except (OSError, ValueError) as error:
                 raise _cannot_be_opened(names[row], error) from error
         if not inspection.gives(found, channels):
             wrong.append((row, found))
-    return wrong
-
-
-def _bilinear(image: Tensor, shape: Tensor, target: Tensor) -> Tensor:
-    def shrunk() -> Tensor:
-        # The weights of the antialiasing kernel can sum to a hair more than 1.
-        resized = tf.image.resize(image, target, method="bilinear", antialias=True)
-        return tf.clip_by_value(resized, 0.0, 255.0)
-
-    def enlarged() -> Tensor:  # the same figures as with antialiasing, six times faster
-        return tf.image.resize(image, target, method="bilinear")
-
-    return tf.case(
-        [
-            (tf.reduce_all(tf.equal(shape[:2], target)), lambda: image),
-            (tf.reduce_any(shape[:2] > target), shrunk),
-        ],
-        default=enlarged,
-    )
-
-
-def _central_window(image: Tensor, shape: Tensor, height: int, width: int) -> Tensor:
-    """Cuts out the largest centred window that has the proportions of `height` to `width`."""
-    tall, wide = tf.cast(shape[0], tf.float64), tf.cast(shape[1], tf.float64)
-    scale = tf.minimum(tall / height, wide / width)
-    window_height = tf.maximum(tf.cast(tf.round(height * scale), tf.int32), 1)
-    window_width = tf.maximum(tf.cast(tf.round(width * scale), tf.int32), 1)
-    top, left = (shape[0] - window_height) // 2, (shape[1] - window_width) // 2
-    return image[top : top + window_height, left : left + window_width]
+    return wrong, deep
 
 
 def _cannot_be_read(name: str, found: inspection.Unusable) -> DataError:
@@ -512,5 +488,5 @@ def _wrong_channels(wrong: Sequence[tuple[str, int | None]], channels: int) -> D
 
 __all__ = [
     "Arrays", "Augment", "Encoded", "Files", "Resize", "check_channels", "dataset", "decode",
-    "decode_bytes", "decode_file", "loader", "order", "resize", "steps", "upright",
+    "decode_bytes", "decode_file", "loader", "order", "reader", "resize", "steps", "upright",
 ]  # fmt: skip

@@ -39,6 +39,9 @@ from PIL import Image, UnidentifiedImageError
 from kerastune_ft.data import looks
 from kerastune_ft.data.looks import Look
 
+PIXELS = 2
+"""Of what is made of a file; raised when the pixels that a network gets change."""
+
 # Decoding takes 3 bytes a pixel, resizing 12 more; Pillow warns from here on.
 MAX_PIXELS = 89_478_485
 FORMATS = (
@@ -187,11 +190,32 @@ def stored_channels(picture: Path | bytes) -> int | None:
         OSError: If the file cannot be read.
         ValueError: If it is an array whose header is damaged.
     """
+    return header(picture, 3)[0]
+
+
+def header(picture: Path | bytes, channels: int) -> tuple[int | None, bool]:
+    """Returns what the first bytes of a usable picture say: its `channels`, and if it is deep.
+
+    Args:
+        picture: What `decode` is going to read.
+        channels: What is asked for.
+
+    Returns:
+        The `channels` that `inspect` would find, and whether `decode` gives more than 256 levels:
+        of arrays that are not of bytes, and, as grey, of 16-bit pictures.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is an array whose header is damaged.
+    """
     with io.BytesIO(picture) if isinstance(picture, bytes) else picture.open("rb") as file:
-        if not _is_array(file):
-            return None
-        shape, _, _ = _array_header(file)
-        return shape[2] if len(shape) == 3 else 1
+        if _is_array(file):
+            shape, _, dtype = _array_header(file)
+            return (shape[2] if len(shape) == 3 else 1), dtype != np.uint8
+        if channels != 1:
+            return None, False
+        with Image.open(file, formats=_formats()) as image:
+            return None, _range(image) == 65535
 
 
 def decode(data: bytes, channels: int = 3) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft.data import inspection
+from kerastune_ft.data import inspection, remembering
 from kerastune_ft.data.advice import ADVICE
 from kerastune_ft.data.labels import LABELS, Label, LabelKind, natural
 from kerastune_ft.data.looks import Looks
@@ -156,7 +156,32 @@ class Arrays:
         return Arrays(self.values[np.asarray(indices, np.int64)])
 
 
-Pictures: TypeAlias = Files | Encoded | Arrays
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures that were decoded and resized before: `picture_cache`.
+
+    Args:
+        values: What `decoding.Preparation` gave, `uint8` or `float32`, `(m, height, width, c)`,
+            perhaps mapped from a file.
+        rows: Which of them each example is, `int64 (n,)`.
+        resize: How they were resized.
+        channels: Of what the network gets.
+    """
+
+    values: NDArray[Any]
+    rows: NDArray[np.int64]
+    resize: str
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Prepared:
+        """Returns the rows at `indices`, in that order; the pixels are shared, not copied."""
+        return replace(self, rows=self.rows[np.asarray(indices, np.int64)])
+
+
+Pictures: TypeAlias = Files | Encoded | Arrays | Prepared
 Content: TypeAlias = Pictures | Texts | Tokens
 
 
@@ -375,7 +400,7 @@ def tabulate(
     """
     kept: list[Example] = []
     looks: list[inspection.Inspected] = []
-    results = inspection.inspect_all([example.picture for example in examples])
+    results = remembering.inspect_all([example.picture for example in examples])
     for example, result in zip(examples, results, strict=True):
         if isinstance(result, inspection.Inspected):
             kept.append(example)
