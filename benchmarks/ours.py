@@ -3,9 +3,9 @@
     fit({"recipe": "mobilenet", "data": ..., "overrides": [...], "seed": 0, ...})
 
 `kft fit` runs as from the command line, in a cache of its own that holds nothing but pre-trained
-weights. Its training is all that happens in `training.train`: what a stage does before its first
-batch and after its last epoch, filling of caches, checkpoints, the audits and the saving of
-`model.keras` after every epoch are in it.
+weights. Its training begins where pictures are decoded to be kept (`data.cache`), those of the test
+split included, and ends with `training.train`: filling of both caches, building and tracing of
+every stage, checkpoints, the audits and the saving of `model.keras` are in it.
 """
 
 from __future__ import annotations
@@ -128,17 +128,21 @@ def _recipe(settings: dict[str, Any]) -> Path:
 def _kft_fit(settings: dict[str, Any]) -> tuple[float, float, dict[str, Any]]:
     """Returns when training began and ended, and the scores."""
     from kerastune_ft import cli, training
+    from kerastune_ft.data import picture_cache
 
     began, ended = [], []
-    train = training.train
+    kept, train = picture_cache.kept, training.train
+
+    def keep(*positional: Any, **named: Any) -> Any:
+        began.append(time.monotonic())
+        return kept(*positional, **named)
 
     def timed(*positional: Any, **named: Any) -> Any:
-        began.append(time.monotonic())
         history = train(*positional, **named)
         ended.append(time.monotonic())
         return history
 
-    training.train = timed
+    picture_cache.kept, training.train = keep, timed
     words = [f"data.path={settings['data']}", f"train.seed={settings['seed']}"]
     with tempfile.TemporaryDirectory(dir=os.environ["KFT_HOME"]) as folder:
         command = ["fit", str(_recipe(settings)), "--runs-dir", folder, "--name", "run"]

@@ -148,13 +148,15 @@ def text(count: int, epochs: int, warm_up: int, timed: int, full: int) -> list[W
 def pipeline(medium: int, large: int, passes: int) -> list[Way]:
     """Compares reading of pictures."""
     ways = []
-    settings = {"side": SIDE, "passes": passes}
+    settings = {"side": SIDE, "passes": passes, "cache": "off"}
+    kept = {**settings, "cache": "disk"}
     for width, height, count in ((500, 375, medium), (1600, 1200, large)):
         made = {"count": count, "width": width, "height": height}
         data = Preparation("preparation:resized", made, "photos")
         ours = f"ours, {width}x{height}"
         ways += [
             Way(ours, "reading:ours", settings, data),
+            Way(f"{ours}, data.cache=disk", "reading:ours", kept, data, ours),
             Way(
                 f"image_dataset_from_directory, {width}x{height}", "reading:keras_utility",
                 settings, data, ours,
@@ -165,7 +167,8 @@ def pipeline(medium: int, large: int, passes: int) -> list[Way]:
 
 def overhead(photos: int, epochs: int) -> list[Way]:
     """Compares `kft fit` with a script around the same parts."""
-    words, data = overrides(stage(-1, epochs, 3e-4)), photographs(photos)
+    words = [*overrides(stage(-1, epochs, 3e-4)), "data.cache=off"]
+    data = photographs(photos)
     settings = {"recipe": "mobilenet", "overrides": words, "warm_up": 3}
     return [
         Way("kft fit", "ours:fit", settings, data),
