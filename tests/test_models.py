@@ -175,6 +175,7 @@ def test_weights_of_a_saved_model_continue_in_another_size_and_number_of_classes
     assert other.output_shape == (None, 7)
 
 
+@pytest.mark.slow
 def test_overfits_sixteen_pictures(classifier):
     rng = np.random.default_rng(1)
     pictures = rng.uniform(0, 255, (16, 32, 32, 3)).astype("float32")

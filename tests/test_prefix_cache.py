@@ -94,6 +94,7 @@ def both(photos: Path, weights_file: Path, tmp_path: Path) -> Any:
     return runs
 
 
+@pytest.mark.slow
 def test_two_stages_learn_as_without_and_one_pass_serves_both(both: Any) -> None:
     run, without, said = both()
     assert_alike(run, without)
@@ -290,6 +291,7 @@ def test_auto_goes_without_where_nothing_is_saved(
     assert "cache" not in said and not run.has("cache")
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_means_memory(
     photos: Path, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

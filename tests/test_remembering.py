@@ -158,6 +158,7 @@ def test_a_file_that_cannot_be_used_is_no_obstacle(
         assert everything(remembering.inspect_all(paths)) == expected
 
 
+@pytest.mark.slow
 def test_several_processes_remember_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()

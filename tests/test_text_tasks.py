@@ -89,8 +89,8 @@ def make_recipe(path, task, backbone=None, epochs=2, **settings):
         "text_multilabel",
         "text_regression",
         "token_classification",
-        "text_to_text",
-        "text_generation",
+        pytest.param("text_to_text", marks=pytest.mark.slow),
+        pytest.param("text_generation", marks=pytest.mark.slow),
     ],
 )
 def test_a_task_leaves_a_folder_that_answers_questions(tmp_path, task):

@@ -122,6 +122,7 @@ def test_history_is_one_row_per_epoch_counted_over_the_stages(classifier, photos
     assert [row["loss"] for row in history.rows] == [float(row["loss"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(photos, tmp_path):
     def once(name, seed):
         stages = [{"trainable_blocks": 1, "epochs": 2, "learning_rate": 1e-3}]
