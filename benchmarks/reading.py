@@ -1,7 +1,7 @@
 """How much processor time it takes to read pictures: ours, and `image_dataset_from_directory`.
 
-Nothing is trained. Before the first pass files are listed and the pipeline is built and traced; our
-way looks at every picture and, where it keeps them, decodes them. A pass streams every picture
+Nothing is trained. Before the first pass files are listed and the pipeline is built and traced;
+ours looks at every picture and, where it keeps them, decodes them. A pass streams every picture
 once, in batches of 32, shuffled; the first one starts TensorFlow's threads. Processor seconds are
 those of all threads, user and system.
 """

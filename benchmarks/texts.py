@@ -43,7 +43,7 @@ def throughput(settings: dict[str, Any]) -> dict[str, Any]:
     """Times KerasHub's classifier: first of the head, then of everything.
 
     Args:
-        settings: `data`; `warm_up` and `timed` batches.
+        settings: `data`; `warm_up` and `timed` batches; `stages`, which of the two are timed.
 
     Returns:
         `head` and `full`: milliseconds of training per text.
@@ -52,6 +52,8 @@ def throughput(settings: dict[str, Any]) -> dict[str, Any]:
     counted = settings["warm_up"], settings["timed"]
     found = {}
     for name, layers in (("head", 0), ("full", None)):
+        if name not in settings["stages"]:
+            continue
         seconds, count = text_throughput.keras_hub(texts, labels, "keras_hub", layers, counted)
         found[name] = seconds / count * 1000
     return found
