@@ -492,6 +492,7 @@ def test_keras_fits_on_the_stream_with_every_epoch_whole() -> None:
     assert history.epoch == [2, 3]
 
 
+@pytest.mark.slow
 def test_the_stream_feeds_jax_too() -> None:
     pytest.importorskip("jax")
     script = (

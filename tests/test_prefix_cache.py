@@ -302,6 +302,7 @@ def test_a_home_that_cannot_be_written_means_memory(
     assert run.read_json("cache")["stages"]["1 head"]["where"] == "memory"
 
 
+@pytest.mark.slow
 def test_numbers_too_large_for_half_precision_are_kept_in_single(
     photos: Path, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -466,7 +466,15 @@ def ask(process, name):
     assert not said, said
 
 
-@pytest.mark.parametrize("name", checks(BACKEND, slow=False))
+def marked(name):
+    """Leaves the runs of most strategies, and what takes longest, to the slow tests."""
+    run = name.partition(":")[0]
+    often = run == name or run in ("gradual", "lp_ft", "surgical affine")
+    quick = often and run != "a_stage_that_stalls_gives_way_to_the_next"
+    return pytest.param(name, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", map(marked, checks(BACKEND, slow=False)))
 def test_on_this_backend(name):
     script.check(name)
 

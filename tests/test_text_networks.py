@@ -301,7 +301,14 @@ def test_a_file_with_foreign_layers_is_refused(tmp_path):
         text_networks.build(backbones.get("bert"), weights=str(tmp_path))
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name != "xlnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "t5" else ())
+        for name in ROWS
+        if name != "xlnet"
+    ],
+)
 def test_a_preset_folder_of_keras_hub_gives_the_same_features(name, tmp_path):
     keras_hub = pytest.importorskip("keras_hub")
     row = backbones.get(name)
