@@ -466,15 +466,20 @@ def ask(process, name):
     assert not said, said
 
 
-def marked(name):
-    """Leaves the runs of most strategies, and what takes longest, to the slow tests."""
+def often(name):
+    """Whether a check is made every time: not the runs of most strategies, nor what takes longest."""
     run = name.partition(":")[0]
-    often = run == name or run in ("gradual", "lp_ft", "surgical affine")
-    quick = often and run != "a_stage_that_stalls_gives_way_to_the_next"
-    return pytest.param(name, marks=() if quick else pytest.mark.slow)
+    short = run == name or run in ("gradual", "lp_ft", "surgical affine")
+    return short and run != "a_stage_that_stalls_gives_way_to_the_next"
 
 
-@pytest.mark.parametrize("name", map(marked, checks(BACKEND, slow=False)))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if often(name) else pytest.mark.slow)
+        for name in script.names(BACKEND, slow=False)
+    ],
+)
 def test_on_this_backend(name):
     script.check(name)
 
