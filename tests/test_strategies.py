@@ -467,7 +467,7 @@ def ask(process, name):
 
 
 def often(name):
-    """Whether a check is made every time: not the runs of most strategies, nor what takes longest."""
+    """Whether a check is made every time: not of most strategies, nor what takes longest."""
     run = name.partition(":")[0]
     short = run == name or run in ("gradual", "lp_ft", "surgical affine")
     return short and run != "a_stage_that_stalls_gives_way_to_the_next"
