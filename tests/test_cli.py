@@ -598,6 +598,7 @@ def check_what_was_trained_is_there(run: Path, photos: Path) -> None:
     assert all(row["loss"] and row["val_accuracy"] for row in rows_of(run / "history.csv"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_what_was_trained_and_exits_with_130(tiny: Path, photos: Path) -> None:
     code, output, run = interrupt_in_training(tiny, signal.SIGINT)
     assert code == 130, output

@@ -380,6 +380,7 @@ def test_networks_build_presets_like_any_backbone(vgg_row: Backbone) -> None:
     assert networks.rule(vgg_row, "preset") == hub.pixels(vgg_row)
 
 
+@pytest.mark.slow
 def test_reloading_needs_no_import_of_keras_hub(
     vgg_row: Backbone, vit_row: Backbone, tmp_path: Path
 ) -> None:

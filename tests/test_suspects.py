@@ -232,6 +232,7 @@ def test_features_are_kept_and_computed_anew_only_where_they_must(recipe, photos
     assert len(keys) == 5
 
 
+@pytest.mark.slow
 def test_only_the_newest_features_are_kept(recipe, monkeypatch):
     survey = data.survey(recipe.data)
     folder = weights.home() / "features"

@@ -40,6 +40,7 @@ def folders(tmp_path_factory):
     return workflow.fit(made, runs_dir=folder / "runs", name="one")
 
 
+@pytest.mark.slow
 def test_texts_without_prompts_are_learned_scored_and_written(tmp_path):
     path = tmp_path / "a.csv"
     lines = (" ".join(words) for words, _, _ in sentences(48))

@@ -221,6 +221,7 @@ def test_a_run_whose_tokenizer_is_gone_says_so(tmp_path):
         list(predictions.predict(Run.open(run.path), texts=["x"]))
 
 
+@pytest.mark.slow
 def test_a_former_run_gives_network_tokenizer_and_head(tmp_path):
     path = write(tmp_path / "a.jsonl", "text_classification")
     first = workflow.fit(make_recipe(path, "text_classification"), runs_dir=tmp_path, name="one")

@@ -180,6 +180,7 @@ def test_pictures_without_the_channels_asked_for_are_refused(photos):
         training.check(recipe.model_copy(update={"backbone": backbone}), splits)
 
 
+@pytest.mark.slow
 def test_the_model_on_disk_after_an_epoch_needs_no_optimizer(classifier, photos, run):
     train(classifier, make_recipe(photos, early_stopping=None), run)
     reloaded = keras.models.load_model(run.model_path)

@@ -515,6 +515,7 @@ def test_offline_error_comes_soon_and_names_the_way_out(
     assert "No matching distribution" in assert_offline_error_helps(tiny, home)
 
 
+@pytest.mark.slow
 def test_index_that_never_answers_is_given_up_soon(
     tiny: Backbone, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
