@@ -356,9 +356,11 @@ class _StageRun:
                     self.over = True
                     self.save()
         except (KeyboardInterrupt, SystemExit):
+            states.sync(self.fitted)
             self.average.swap_in()  # the run is going to keep what the model has
             raise
         finally:
+            states.sync(self.fitted)  # which has the variables of the whole model in its hands
             self.bar.close()
             _record_audit(training.run, training.history, self.name, self.audit)
         stopped = self.epoch < self.epochs.stop

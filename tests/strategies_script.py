@@ -221,7 +221,7 @@ def recorded(ran, steps, validated):
     def end_batch(whole):
         def call(stage):
             if steps is not None:
-                callbacks.sync(stage.model)
+                callbacks.sync(stage.fitted)
                 steps.append(values(stage.model))
             whole(stage)
 
