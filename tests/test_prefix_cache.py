@@ -25,7 +25,7 @@ from kerastune_ft.runs import Run
 from kerastune_ft.stores import Store
 
 HEAD = {"trainable_blocks": 0, "epochs": 3, "learning_rate": 1e-2}
-TOP = {"trainable_blocks": 2, "epochs": 3, "learning_rate": 1e-2}
+TOP = {"trainable_blocks": 2, "epochs": 3, "learning_rate": 2e-3}
 
 
 def recipe_of(photos: Path, weights_file: object, **train: Any) -> recipes.Recipe:
