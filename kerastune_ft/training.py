@@ -589,9 +589,8 @@ def _corrected(training: _Training) -> list[keras.callbacks.Callback]:
 
 
 def _tensorboard(train: Train, run: Run) -> list[keras.callbacks.Callback]:
-    if not train.tensorboard:
-        return []
-    return [keras.callbacks.TensorBoard(run.logs_path, write_graph=False)]
+    board = keras.callbacks.TensorBoard
+    return [board(run.logs_path, write_graph=False)] if train.tensorboard else []
 
 
 def _record_audit(run: Run, history: History, name: str, audit: callbacks.FreezeAudit) -> None:
