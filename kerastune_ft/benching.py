@@ -148,7 +148,10 @@ def _measured(
     seconds: float,
 ) -> Bench:
     texts = isinstance(splits.train.content, Tokens)
-    say: Callable[[str], None] = lambda what: console.print(f"  measuring {what} ...")  # noqa: E731
+
+    def say(what: str) -> None:
+        console.print(f"  measuring {what} ...")
+
     say("the input pipeline")
     pipeline = _rate(_stream(splits, splits.train, recipe), seconds)
     unchanged = kept = None

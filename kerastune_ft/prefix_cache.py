@@ -134,7 +134,7 @@ class PrefixCache:
     def part(self, number: int) -> Part | None:
         """Returns what a stage trains in place of the model, None if it trains the model."""
         if self.refusal or not self.plans[number].still_blocks:
-            self._say_once()
+            self._check_wish()
             return None
         if self._choices is None:
             self._choices = self._recorded() or self._decide()
@@ -177,7 +177,8 @@ class PrefixCache:
             return f"{parts} devices share each batch"
         return ""
 
-    def _say_once(self) -> None:
+    def _check_wish(self) -> None:
+        """Refuses to go without what the recipe asks for by name."""
         train = self.recipe.train
         if train.cache in ("disk", "memory") and self.refusal:
             raise TrainingError(f"train.cache: {train.cache} cannot be: {self.refusal}; set auto.")
@@ -252,13 +253,13 @@ class PrefixCache:
         def none(why: str) -> tuple[dict[int, Choice], str]:
             return {k: Choice(0, why=why) for k in choices}, why
 
-        if sum(epochs.values()) * (n + held) <= once:
+        before = sum(epochs.values()) * (n + held)
+        if before <= once:
             return none(f"{sum(epochs.values())} epochs are no more than {views} views")
         if n < _FEW:
             return choices, ""
         if self._all_there(kept, choices):
             return choices, "another run has computed them"
-        before = sum(epochs.values()) * (n + held)
         if before >= _PLAINLY * once and max(size[k] for k in kept) <= _SMALL * once:
             return choices, f"{once:,} examples pass through them in place of {before:,}"
         self._choices = choices
@@ -270,12 +271,10 @@ class PrefixCache:
             gain[k] = epochs[k] * (n + held) * seconds * share - reading
             if gain[k] <= 0:
                 choices = {**choices, k: Choice(0, why="reading would take longer than computing")}
-        left = {k: gain[k] for k in kept if gain[k] > 0}
-        if sum(left.values()) <= once * seconds:
-            return none(
-                f"{_time(once * seconds)} would be spent to save {_time(sum(left.values()))}"
-            )
-        return choices, f"{_time(once * seconds)} spent, about {_time(sum(left.values()))} saved"
+        spent, saved = once * seconds, sum(value for value in gain.values() if value > 0)
+        if saved <= spent:
+            return none(f"{_time(spent)} would be spent to save {_time(saved)}")
+        return choices, f"{_time(spent)} spent, about {_time(saved)} saved"
 
     def _all_there(self, kept: Sequence[int], choices: Mapping[int, Choice]) -> bool:
         store = self._store()
@@ -304,7 +303,7 @@ class PrefixCache:
         total = 0
         for split in self._splits():
             views = choice.views if split is self.splits.train else 1
-            total += 2 * views * int(np.prod(room_for(split.content, self._shape(cut))))
+            total += 2 * views * int(np.prod(room_for(split.content, cut.shape)))
         return total
 
     def _say(self, choices: Mapping[int, Choice], size: Mapping[int, int], why: str) -> None:
@@ -318,14 +317,10 @@ class PrefixCache:
         views = choices[kept[0]].views
         times = "once" if views == 1 else f"in {views} views"
         where = "on disk" if choices[kept[0]].where == "disk" else "in memory"
-        self.console.print(
-            escape(f"{names}: frozen blocks are computed {times} and kept {where}, ").join(
-                ["[bold]cache[/]    ", ""]
-            )
-            + f"{amount(sum(size[n] for n in kept))}"
-            + (f"; {why}" if why else ""),
-            highlight=False,
-        )
+        room = amount(sum(size[n] for n in kept))
+        said = f"{names}: frozen blocks are computed {times} and kept {where}, {room}"
+        said += f"; {why}" if why else ""
+        self.console.print(f"[bold]cache[/]    {escape(said)}", highlight=False)
 
     def _record(self, choices: Mapping[int, Choice]) -> None:
         stages = {self.plans[n].name: dataclasses.asdict(c) for n, c in choices.items()}
@@ -347,9 +342,6 @@ class PrefixCache:
     def _store(self) -> Store:
         return Store(weights.kept("activations"), self.recipe.train.cache_gib * GIB)
 
-    def _shape(self, cut: Cut) -> tuple[int | None, ...]:
-        return cut.shape
-
     def _array(self, number: int, cut: Cut, split: Split, view: int) -> NDArray[Any]:
         assert self._choices is not None
         key = self._key(cut, split, view)
@@ -364,7 +356,14 @@ class PrefixCache:
                 self._compute(number, split, view)
                 values = store.get(key)
             except StoreError as error:
-                raise TrainingError(f"{error} train.cache=off trains without it.") from error
+                if self.recipe.train.cache != "auto":
+                    raise TrainingError(f"{error} train.cache=off trains without it.") from error
+                self.console.print(f"  kept in memory: {escape(str(error))}", highlight=False)
+                self._choices = {
+                    n: dataclasses.replace(choice, where="memory")
+                    for n, choice in self._choices.items()
+                }
+                return self._array(number, cut, split, view)
         assert values is not None, key
         return values
 
@@ -399,7 +398,7 @@ class PrefixCache:
         while True:
             try:
                 with self._tables(number, cuts, split, view, dtype) as tables:
-                    self._run(forward, cuts, split, view, tables, shown)
+                    self._run(forward, cuts, split, view, tables)
                 break
             except _TooLargeError:  # for half precision
                 dtype = np.float32
@@ -415,7 +414,7 @@ class PrefixCache:
         """Yields an array to be filled for every cut."""
         assert self._choices is not None
         keys = [self._key(cut, split, view) for cut in cuts]
-        shapes = [room_for(split.content, self._shape(cut)) for cut in cuts]
+        shapes = [room_for(split.content, cut.shape) for cut in cuts]
         if self._choices[number].where == "memory":
             tables = [np.zeros(shape, dtype) for shape in shapes]
             yield tables
@@ -435,8 +434,8 @@ class PrefixCache:
         split: Split,
         view: int,
         tables: Sequence[NDArray[Any]],
-        shown: str,
     ) -> None:
+        """Computes the activations of all examples of a split in one view."""
         content = split.content
         starts: Any = None
         if isinstance(content, Tokens):

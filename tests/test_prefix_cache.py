@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from conftest import write_photos
 from rich.console import Console
 
-from kerastune_ft import data, models, prefix_cache, stages, training, workflow
+from kerastune_ft import data, models, prefix_cache, stages, stores, training, workflow
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
 from kerastune_ft.data.activations import Activations
@@ -300,6 +301,29 @@ def test_a_home_that_cannot_be_written_means_memory(
     run, said = fit(recipe_of(photos, weights_file, stages=[HEAD]), tmp_path / "runs")
     assert "kept in memory" in said
     assert run.read_json("cache")["stages"]["1 head"]["where"] == "memory"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["auto", "disk"])
+def test_a_disk_that_is_full_by_then_ends_only_what_asked_for_it(
+    photos: Path,
+    weights_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cache: str,
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stores, "_reserve", full)
+    chosen = recipe_of(photos, weights_file, stages=[HEAD], cache=cache)
+    if cache == "disk":
+        with pytest.raises(TrainingError, match=r"No space left on device.*train\.cache=off"):
+            fit(chosen, tmp_path / "runs")
+        return
+    run, said = fit(chosen, tmp_path / "runs")
+    assert "kept in memory: cache" in said and run.state == "finished"
+    assert not Store(weights.kept("activations"), 1e9).entries()
 
 
 @pytest.mark.slow
