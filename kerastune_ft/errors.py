@@ -50,6 +50,10 @@ class RunError(KftError):
     """Reports a run folder that is missing, taken, incomplete or not writable."""
 
 
+class ExportError(KftError):
+    """Reports an export that cannot be written or read, or does not answer as the run does."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the nearest known word, else an empty string."""
     by_lower_case = {name.lower(): name for name in known}

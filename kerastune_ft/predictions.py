@@ -95,7 +95,7 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
     """
     recipe, outputs = contract(run)
     folds = members(run, recipe) if recipe.train.folds > 1 else ()
-    split = _own_split(run, recipe) if path is None else _other_data(recipe, path, outputs)
+    split = own_split(run, recipe) if path is None else _other_data(recipe, path, outputs)
     tuned_here = path is None and split.name == "validation"
     if tuned_here and folds:
         said = out_of_fold(folds, recipe, split, outputs)[0]
@@ -141,7 +141,7 @@ def members(run: Run, recipe: Recipe) -> tuple[Run, ...]:
 
 def together(folds: Sequence[Run], recipe: Recipe, split: Split, outputs: Outputs) -> Any:
     """Returns what the models of all folds say together of a split; one is loaded at a time."""
-    said = [_answers(fold, load_model(fold), recipe, split, outputs) for fold in folds]
+    said = [answers(fold, load_model(fold), recipe, split, outputs) for fold in folds]
     return ensembles.joint(said, EVALUATORS[recipe.task.name].average)
 
 
@@ -180,10 +180,10 @@ def out_of_fold(
             content=pool.content.take(rows),
         )
         model = load_model(fold)
-        for row, answer in zip(rows, _answers(fold, model, recipe, part, outputs), strict=True):
+        for row, answer in zip(rows, answers(fold, model, recipe, part, outputs), strict=True):
             said[row], numbers[row] = answer, number
         if test is not None and len(test):
-            of_test.append(_answers(fold, model, recipe, test, outputs))
+            of_test.append(answers(fold, model, recipe, test, outputs))
     if not all(numbers):
         raise RunError("the folds leave examples out; restore their splits.csv.")
     how = EVALUATORS[recipe.task.name]
@@ -191,7 +191,8 @@ def out_of_fold(
     return (said if how.places else np.stack(said)), numbers, joint
 
 
-def _answers(fold: Run, model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs) -> Any:
+def answers(fold: Run, model: keras.Model, recipe: Recipe, split: Split, outputs: Outputs) -> Any:
+    """Returns what a run's model says of a split, read as the run reads it; see `evaluation`."""
     with quiet.untold():
         return evaluation.answers(model, recipe, _tokenized(fold, recipe, split), outputs)
 
@@ -314,7 +315,12 @@ def _read(run: Run, name: Document, content: Callable[[Mapping[str, Any]], _Cont
         ) from error
 
 
-def _own_split(run: Run, recipe: Recipe) -> Split:
+def own_split(run: Run, recipe: Recipe) -> Split:
+    """Returns the examples that a run kept back: its test split, or its validation split.
+
+    Raises:
+        DataError: If the data have changed since the run was trained.
+    """
     folds = recipe.train.folds > 1
     splits = pooled(recipe) if folds else data.of_survey(recipe.data, relabelling.read(recipe, run))
     recorded = _read(run, "data", lambda record: record["split_fingerprint"])

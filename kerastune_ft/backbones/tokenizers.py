@@ -256,6 +256,10 @@ class Tokenizer:
         """Returns the sha256 of what `save` writes."""
         return hashlib.sha256(self._text.encode()).hexdigest()
 
+    def definition(self) -> dict[str, Any]:
+        """Returns the vocabulary and the rules as the library `tokenizers` writes them."""
+        return dict(json.loads(self._text)["tokenizer"])
+
     @functools.cached_property
     def _text(self) -> str:
         ours = {"format": _FORMAT, "model_type": self.model_type, "special": self.special}

@@ -1,0 +1,360 @@
+"""Compares what an export answers with what the training process answered.
+
+    expect(folder, run, served, examples)   # while exporting: writes `verification.json`
+    found = verify(folder)                  # any time later, in a process that knows no Keras model
+    found = verify(folder, url="http://localhost:8501")
+
+Odd pictures and texts of our own travel with an export; examples of the run's data do not: only
+their names, digests and answers do. They are compared where the run and its data are at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerastune_ft import files
+from kerastune_ft import recipe as recipes
+from kerastune_ft.errors import DataError, ExportError, KftError, RunError
+from kerastune_ft.exports import contract as contracts
+from kerastune_ft.exports import examples as examples_
+from kerastune_ft.exports.contract import EXTRA, Contract
+from kerastune_ft.runs import Run
+
+if TYPE_CHECKING:
+    from kerastune_ft.exports.examples import Examples
+    from kerastune_ft.exports.graphs import Served
+
+TOLERANCE = 1e-4
+"""Of a probability; of a number, in standard deviations of the training examples."""
+
+_NAME, _ODD = "verification.json", "verification"
+_BATCH = 16
+_ROUNDS = 20
+_SHOWN = 5
+_CLOSE = 1e-3
+
+Raw: TypeAlias = bytes | tuple[str, ...]
+Answers: TypeAlias = Callable[[Sequence[Raw]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An example of which an export says something else.
+
+    Args:
+        name: Of the example.
+        expected: What the training process said: probabilities, or numbers.
+        got: What the export says, or its error.
+        largest: Difference, in the unit of `TOLERANCE`; infinite of an error.
+    """
+
+    name: str
+    expected: tuple[float, ...]
+    got: tuple[float, ...] | str
+    largest: float
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a comparison found.
+
+    Args:
+        odd: How many odd pictures or texts were compared.
+        examples: How many examples of the run's data were.
+        missing: Why no more of them were, "" if all were.
+        refused: Names of examples that an export cannot read, and says so.
+        largest: Difference of all that answered, in the unit of `TOLERANCE`.
+        agreement: Share of examples of which both name the same class; None of numbers.
+        differences: Above `TOLERANCE`, the largest first.
+        latency: Milliseconds of a request by its number of examples, median; {} over a network.
+    """
+
+    odd: int
+    examples: int
+    missing: str
+    refused: tuple[str, ...]
+    largest: float
+    agreement: float | None
+    differences: tuple[Difference, ...]
+    latency: Mapping[int, float] = field(default_factory=dict)
+
+    def check(self, folder: Path) -> None:
+        """Raises `ExportError` if something differs, with what differs most."""
+        if not self.differences:
+            return
+        shown = [
+            f"  {row.name}: {_short(row.expected)} in training, {_short(row.got)} here"
+            for row in self.differences[:_SHOWN]
+        ]
+        raise ExportError(
+            f"'{folder}' does not answer as the training process did: {len(self.differences)} of "
+            f"{self.odd + self.examples} examples differ by more than {TOLERANCE:g}, at most by "
+            f"{max(row.largest for row in self.differences):.2g}:\n" + "\n".join(shown)
+        )
+
+
+def expect(folder: Path, run: Run, served: Served, found: Examples | str) -> None:
+    """Writes what the training process answers into a version's folder.
+
+    Args:
+        folder: Of the version.
+        run: That is exported.
+        served: What is exported of it.
+        found: Examples of its data, or why there are none.
+    """
+    from kerastune_ft import predictions
+    from kerastune_ft.exports import expected
+
+    (folder / EXTRA / _ODD).mkdir(parents=True, exist_ok=True)
+    odd = []
+    for name, raw, said in expected.of_odd(served, predictions.tokenizer_of(_first(run, served))):
+        row: dict[str, Any] = {"name": name, "expected": _listed(said)}
+        if isinstance(raw, bytes):
+            (folder / EXTRA / _ODD / name).write_bytes(raw)
+        else:
+            row["texts"] = list(raw)
+        odd.append(row)
+    rows = []
+    if not isinstance(found, str):
+        told = expected.of_split(run, served, found.split)
+        pairs = zip(found.split.names, found.digests(), told, strict=True)
+        rows = [
+            {"name": name, "sha256": digest, "expected": _listed(said)}
+            for name, digest, said in pairs
+        ]
+    content = {
+        "format": 1,
+        "tolerance": TOLERANCE,
+        "scale": list(served.outputs.std) or [1.0] * len(served.outputs.names),
+        "run": str(run.path.resolve()),
+        "missing": found if isinstance(found, str) else "",
+        "odd": odd,
+        "examples": rows,
+    }
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    files.write_text(folder / EXTRA / _NAME, text + "\n")
+
+
+def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> Verified:
+    """Compares an export, or a server, with what was expected when it was written.
+
+    Args:
+        folder: Of a version.
+        url: Of a server that serves it, such as `http://localhost:8501`; None loads the graph
+            here.
+        run: Where the run lies, if it was moved.
+
+    Raises:
+        ExportError: If there is no such export, it is damaged, or the server has other labels.
+    """
+    contract = contracts.read(folder)
+    record = _record(folder)
+    answers = _of_server(url, folder, contract) if url else _of_graph(folder, contract)
+    scale = np.asarray(record["scale"], np.float64)
+    inputs = [
+        (row["name"], _odd_input(folder, row), np.asarray(row["expected"])) for row in record["odd"]
+    ]
+    odd = len(inputs)
+    more, missing = _examples(record, run)
+    differences, refused, errors, same = [], [], [], []
+    numbers = "regression" in contract.task
+    for name, expected, said in _answered(answers, inputs + more):
+        if isinstance(said, str):
+            if _is_refusal(said):
+                refused.append(name)
+            else:
+                differences.append(Difference(name, tuple(expected), said, float("inf")))
+            continue
+        error = float(np.max(np.abs(said - expected) / scale))
+        errors.append(error)
+        if not numbers:
+            two = np.sort(expected)[-2:]
+            tie = len(two) > 1 and two[1] - two[0] < _CLOSE
+            same.append(bool(expected.argmax() == said.argmax()) or tie)
+        if not error <= record["tolerance"]:
+            differences.append(Difference(name, tuple(expected), tuple(said), error))
+    if not errors:
+        raise ExportError(f"'{folder}': there was nothing to compare; export again.")
+    latency = {} if url else _latency(answers, [raw for _, raw, _ in inputs if raw is not None])
+    return Verified(
+        odd=odd,
+        examples=len(more),
+        missing=missing,
+        refused=tuple(refused),
+        largest=max(errors),
+        agreement=None if numbers else float(np.mean(same)),
+        differences=tuple(sorted(differences, key=lambda row: -row.largest)),
+        latency=latency,
+    )
+
+
+def requests(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Returns signature and inputs of requests to warm a server up with: one, and several."""
+    contract, record = contracts.read(folder), _record(folder)
+    if not record["odd"]:
+        return []
+    raw = [_odd_input(folder, row) for row in record["odd"][:8]]
+    wanted = _wanted(folder, contract)
+    return [("serving_default", wanted(some)) for some in (raw[:1], raw)]
+
+
+def _answered(
+    answers: Answers, inputs: Sequence[tuple[str, Raw, NDArray[np.float64]]]
+) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64] | str]]:
+    """Asks in batches; one that fails is asked again one by one, to know which it was."""
+    told: list[tuple[str, NDArray[np.float64], NDArray[np.float64] | str]] = []
+    for start in range(0, len(inputs), _BATCH):
+        some = inputs[start : start + _BATCH]
+        try:
+            said: Sequence[Any] = answers([raw for _, raw, _ in some])
+        except ExportError:
+            said = [_alone(answers, raw) for _, raw, _ in some]
+        told += [(name, expected, one) for (name, _, expected), one in zip(some, said, strict=True)]
+    return told
+
+
+def _alone(answers: Answers, raw: Raw) -> NDArray[np.float64] | str:
+    try:
+        found: NDArray[np.float64] = answers([raw])[0]
+    except ExportError as error:
+        return str(error)
+    return found
+
+
+def _is_refusal(said: str) -> bool:
+    from kerastune_ft.exports.pictures import REFUSAL
+
+    return REFUSAL[:40] in said
+
+
+def _of_graph(folder: Path, contract: Contract) -> Answers:
+    """Returns what asks the graph itself."""
+    import tensorflow as tf
+
+    if contract.modality == "text":
+        import tensorflow_text  # noqa: F401 - its operations
+
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise ExportError(f"'{folder}' cannot be loaded: {error}; export again.") from error
+    signature = loaded.signatures["serving_default"]
+    wanted = _wanted(folder, contract)
+
+    def answers(raw: Sequence[Raw]) -> NDArray[np.float64]:
+        try:
+            said = signature(**{key: tf.constant(value) for key, value in wanted(raw).items()})
+        except tf.errors.OpError as error:
+            raise ExportError(error.message) from error
+        return _numbers(said)
+
+    answers.loaded = loaded  # type: ignore[attr-defined]  # owns the variables
+    return answers
+
+
+def _of_server(url: str, folder: Path, contract: Contract) -> Answers:
+    """Returns what asks a server."""
+    from kerastune_ft.serving import client
+
+    wanted = _wanted(folder, contract)
+
+    def answers(raw: Sequence[Raw]) -> NDArray[np.float64]:
+        return _numbers(client.predict(url, contract.name, "serving_default", wanted(raw)))
+
+    return answers
+
+
+def _wanted(folder: Path, contract: Contract) -> Callable[[Sequence[Raw]], dict[str, Any]]:
+    """Returns what makes of examples the inputs of `serving_default`."""
+    if contract.modality == "image":
+        return lambda raw: {"image_bytes": np.asarray(raw, object)}
+    if contract.tokenizer_inside is True:
+        names = contract.text_inputs
+        return lambda raw: {
+            name: np.asarray([row[at] for row in raw], object) for at, name in enumerate(names)
+        }
+    from kerastune_ft.exports import expected
+
+    return expected.tokens_of_bundle(folder / EXTRA)
+
+
+def _numbers(said: Mapping[str, Any]) -> NDArray[np.float64]:
+    key = "probabilities" if "probabilities" in said else "values"
+    return np.asarray(said[key], np.float64)
+
+
+def _examples(
+    record: Mapping[str, Any], moved: Path | None
+) -> tuple[list[tuple[str, Raw, NDArray[np.float64]]], str]:
+    """Returns the examples of the run's data that are at hand, and why no more are."""
+    rows = record["examples"]
+    if not rows:
+        return [], str(record["missing"] or "none was exported with it")
+    try:
+        run = Run.open(moved or record["run"])
+        found = examples_.of_run(run, recipes.load(run.recipe_path), len(rows))
+    except (RunError, DataError, KftError, OSError) as error:
+        return [], str(error)
+    known = dict(zip(found.digests(), found.raw, strict=True))
+    pairs = [(row, known.get(row["sha256"])) for row in rows]
+    there = [(row["name"], raw, np.asarray(row["expected"])) for row, raw in pairs if raw]
+    lost = sum(raw is None for _, raw in pairs)
+    return there, f"{lost} of {len(rows)} have changed" if lost else ""
+
+
+def _odd_input(folder: Path, row: Mapping[str, Any]) -> Raw:
+    if "texts" in row:
+        return tuple(row["texts"])
+    return (folder / EXTRA / _ODD / Path(row["name"]).name).read_bytes()
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / EXTRA / _NAME
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        for name in ("tolerance", "scale", "run", "missing", "odd", "examples"):
+            content[name]
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportError(f"'{path}' is missing or damaged: {error}; export again.") from error
+    return content
+
+
+def _latency(answers: Answers, raw: Sequence[Raw]) -> dict[int, float]:
+    """Measures requests of 1, 8 and 32 examples, in milliseconds."""
+    found = {}
+    for size in (1, 8, 32):
+        batch = [raw[i % min(4, len(raw))] for i in range(size)]
+        seconds = []
+        answers(batch)
+        for _ in range(max(_ROUNDS // size, 3)):
+            began = time.perf_counter()
+            answers(batch)
+            seconds.append(time.perf_counter() - began)
+        found[size] = round(1000 * statistics.median(seconds), 3)
+    return found
+
+
+def _first(run: Run, served: Served) -> Run:
+    from kerastune_ft import predictions
+
+    return predictions.members(run, served.recipe)[0]
+
+
+def _listed(values: NDArray[Any]) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _short(values: Sequence[float] | str) -> str:
+    if isinstance(values, str):
+        return values.splitlines()[0][:120]
+    best = int(np.argmax(values))
+    return f"output {best} is {values[best]:.6g}"
