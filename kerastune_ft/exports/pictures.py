@@ -144,6 +144,7 @@ def facts(data: Tensor) -> tuple[Tensor, Tensor]:
 
 def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Walks over the segments of a JPEG up to the picture itself."""
+
     def goes_on(place: Tensor, *found: Tensor) -> Tensor:
         inside = place + 4 <= size
         marker = octets[tf.minimum(place, size)], octets[tf.minimum(place + 1, size)]
