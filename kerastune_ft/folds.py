@@ -21,6 +21,7 @@ from rich.markup import escape
 from kerastune_ft import (
     devices,
     evaluation,
+    exports,
     interrupts,
     predictions,
     quiet,
@@ -65,16 +66,24 @@ def fit(
         KeyboardInterrupt: After what was trained has been saved; SIGTERM likewise ends in
             `SystemExit(143)`.
     """
-    if recipe.train.folds == 1:
-        return workflow.fit(
-            recipe,
-            runs_dir=runs_dir,
-            name=name,
-            default_name=default_name,
-            console=console,
-            resume=resume,
-        )
     console = console or Console(quiet=True)
+    how: dict[str, Any] = {"runs_dir": runs_dir, "name": name, "default_name": default_name}
+    fit_ = workflow.fit if recipe.train.folds == 1 else _fit
+    run = fit_(recipe, **how, console=console, resume=resume)
+    exports.of_recipe(run, console)
+    return run
+
+
+def _fit(
+    recipe: Recipe,
+    *,
+    runs_dir: str | Path,
+    name: str | None,
+    default_name: str,
+    console: Console,
+    resume: bool,
+) -> Run:
+    """Cross-validates."""
     with interrupts.catching():
         former = None
         if resume:
@@ -100,11 +109,14 @@ def resume(path: str | Path, console: Console | None = None) -> Run:
 
     Of a cross-validated run, with the fold that was interrupted.
     """
-    run = Run.open(path)
+    run, console = Run.open(path), console or Console(quiet=True)
     if recipes.load(run.recipe_path).train.folds == 1:
-        return workflow.resume(path, console)
-    with interrupts.catching():
-        return _resume(run, console or Console(quiet=True))
+        run = workflow.resume(path, console)
+    else:
+        with interrupts.catching():
+            run = _resume(run, console)
+    exports.of_recipe(run, console)
+    return run
 
 
 def _resume(run: Run, console: Console) -> Run:

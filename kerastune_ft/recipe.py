@@ -160,6 +160,22 @@ class BackboneChoice(Section):
         return Path(self.tag)
 
 
+class Export(Section):
+    """What is written for servers when the run is finished."""
+
+    targets: tuple[Literal["saved_model"], ...] = Field(
+        default=(),
+        description="saved_model is a version for TensorFlow Serving in the run's folder 'export', "
+        "compared with the run before anyone sees it. 'kft export' does it any time later.",
+    )
+    name: Text | None = Field(
+        default=None, description="Under which the model is served; null is the run's name."
+    )
+    examples: Annotated[int, Ge(0)] = Field(
+        default=200, description="Examples of the run's data that are compared, at most."
+    )
+
+
 class Recipe(Section):
     """Fully describes one run."""
 
@@ -167,6 +183,7 @@ class Recipe(Section):
     backbone: BackboneChoice = Field(description="The pre-trained network.")
     data: Data = Field(description="Where examples come from.")
     train: Train = Field(default=Train(), description="Seed, optimizer, stages and when they end.")
+    export: Export = Field(default=Export(), description="What is written for servers.")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

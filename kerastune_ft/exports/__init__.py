@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from kerastune_ft import files
+from kerastune_ft import recipe as recipes
 from kerastune_ft.errors import DataError, ExportError
 from kerastune_ft.exports import contract as contracts
 from kerastune_ft.exports import server_files
@@ -107,6 +108,42 @@ def export(
     server_files.write(base, name or run.name, report["latency"])
     _show(console, path, report, served.takes)
     return Exported(path, report, served.takes)
+
+
+def of_recipe(run: Run, console: Console) -> None:
+    """Exports a run that has just been finished, if its recipe says so and nothing is there yet.
+
+    Raises:
+        ExportError: As `export` does; the run itself stays finished.
+    """
+    if not run.recipe_path.is_file():  # one of several hosts: the first one has the run
+        return
+    wanted = recipes.load(run.recipe_path).export
+    if not wanted.targets or versions(run.path / "export"):
+        return
+    if _backend() == "tensorflow":
+        export(run, name=wanted.name, examples=wanted.examples, console=console)
+        return
+    command = [sys.executable, "-m", "kerastune_ft", "export", str(run.path)]
+    command += [
+        "--examples",
+        str(wanted.examples),
+        *(["--name", wanted.name] if wanted.name else []),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+    if ended.returncode:
+        raise ExportError(ended.stderr.strip().removeprefix("error: "))
+    console.print(escape(ended.stdout.rstrip()), highlight=False)
+
+
+def _backend() -> str:
+    import keras
+
+    return str(keras.backend.backend())
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "KERAS_BACKEND": "tensorflow"}
 
 
 def _show(console: Console, path: Path, report: dict[str, Any], inside: bool | str) -> None:
@@ -244,7 +281,7 @@ def _verified(folder: Path, run: Run) -> dict[str, Any]:
             [*command, "--run", str(run.path), "--report", str(report)],
             capture_output=True,
             text=True,
-            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+            env=_environment(),
             check=False,
         )
         if ended.returncode not in (0, _FAILED) or not report.is_file():
