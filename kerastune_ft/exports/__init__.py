@@ -254,6 +254,7 @@ def _write_beside(
             classes=names,
             label_contract=contracts.labels_digest(names),
             thresholds=served.outputs.thresholds or None,
+            inputs=served.inputs,
             text_inputs=served.text_inputs,
             tokenizer_inside=served.inside
             if isinstance(served.inside, str) and served.inside

@@ -38,6 +38,7 @@ class Contract:
         label_contract: `labels_digest` of `classes`.
         thresholds: Probability from which a label is given, one per label; None if the task has
             none.
+        inputs: Names of what `serving_default` takes.
         text_inputs: Names of the texts of an example; () of pictures.
         tokenizer_inside: Whether texts can be given; else why numbers of tokens are wanted.
         recipe_sha256: Of the run's `recipe.yaml`.
@@ -53,6 +54,7 @@ class Contract:
     classes: tuple[str, ...]
     label_contract: str
     thresholds: tuple[float, ...] | None
+    inputs: tuple[str, ...]
     text_inputs: tuple[str, ...]
     tokenizer_inside: bool | str
     recipe_sha256: str
@@ -109,7 +111,7 @@ def _checked(content: Any, path: Path) -> Contract:
         values = {field.name: content[field.name] for field in dataclasses.fields(Contract)}
     except KeyError as error:
         raise ExportError(f"'{path}' is damaged: {error} is missing; export again.") from error
-    for name in ("classes", "text_inputs"):
+    for name in ("classes", "inputs", "text_inputs"):
         right = isinstance(values[name], list) and all(isinstance(x, str) for x in values[name])
         if not right:
             raise ExportError(f"'{path}' is damaged: '{name}' is no list of names; export again.")

@@ -17,6 +17,7 @@ from kerastune_ft import ensembles, predictions, quiet
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.data import Split, images, tokenizing
+from kerastune_ft.data.inspection import COLOURS
 from kerastune_ft.data.texts import Texts
 from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.exports import examples
@@ -59,7 +60,7 @@ def of_odd(
 
 def _of_pictures(served: Served) -> Iterator[tuple[str, bytes, NDArray[np.float64]]]:
     choice, data = served.recipe.backbone, served.recipe.data
-    if choice.channels not in (1, 3):
+    if choice.channels not in COLOURS:
         return
     files = examples.odd_pictures()
     pixels = [
@@ -86,6 +87,21 @@ def tokens_of_bundle(folder: Path) -> Callable[[Sequence[Any]], dict[str, NDArra
     recipe = recipes.load(folder / "recipe.yaml")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     return lambda rows: _tokens(rows, tokenizer, recipe)
+
+
+def arrays_of_bundle(folder: Path) -> Callable[[Sequence[Any]], dict[str, NDArray[np.float32]]]:
+    """Returns what decodes pictures that no server reads, such as `.npy` files.
+
+    Args:
+        folder: Holds `recipe.yaml`.
+    """
+    recipe = recipes.load(folder / "recipe.yaml")
+    size, how, channels = recipe.backbone.side, recipe.data.resize, recipe.backbone.channels
+
+    def decoded(raw: bytes) -> NDArray[np.float32]:
+        return images.decode_bytes(raw, size, how, name="a picture", channels=channels)
+
+    return lambda rows: {"images": np.stack([decoded(raw) for raw in rows])}
 
 
 def _tokens(

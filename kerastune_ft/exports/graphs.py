@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from kerastune_ft import predictions
 from kerastune_ft.data.decoding import Preparation
+from kerastune_ft.data.inspection import COLOURS
 from kerastune_ft.data.labels import JOINT
 from kerastune_ft.errors import ExportError
 from kerastune_ft.exports import pictures
@@ -105,6 +106,14 @@ class Served:
             return ()
         return ("text", "pair") if self.recipe.data.pair_column else ("text",)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the default signature takes."""
+        if self.reads_texts:
+            tokens = tuple(self.models[0].input.keys())
+            return self.text_inputs if isinstance(self.inside, Inside) else tokens
+        return ("image_bytes",) if self.recipe.backbone.channels in COLOURS else ("images",)
+
     def answers(self, inputs: Any) -> dict[str, Tensor]:
         """Returns what the signatures return.
 
@@ -128,7 +137,7 @@ class Served:
         how = Preparation(choice.side, self.recipe.data.resize, choice.channels)
         reader = pictures.Reader(how)
         made: dict[str, Any] = {}
-        if choice.channels in (1, 3):
+        if choice.channels in COLOURS:
 
             def of_files(image_bytes: Tensor) -> dict[str, Tensor]:
                 return self.answers(reader.batch(image_bytes))

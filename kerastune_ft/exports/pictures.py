@@ -104,7 +104,7 @@ class Reader:
             return how.shown(how.of_array(tf.repeat(grey, 3, axis=2)))
 
         def refused() -> Tensor:
-            with tf.control_dependencies([tf.debugging.Assert(False, [REFUSAL])]):
+            with tf.control_dependencies([tf.debugging.Assert(tf.constant(False), [REFUSAL])]):
                 return tf.zeros((*how.image_size, how.channels))
 
         return tf.switch_case(kind, [plain, alpha, deep, refused])
@@ -118,7 +118,7 @@ def over_white(data: Tensor) -> Tensor:
     image = tf.cast(tf.io.decode_png(data, channels=4), tf.int32)
     colour, alpha = image[..., :3], image[..., 3:]
     sums = (colour * alpha + 255 * (255 - alpha) + 128) * 128
-    return tf.cast((((sums >> 8) + sums) >> 8) >> 7, tf.uint8)
+    return tf.cast((sums // 256 + sums) // 256 // 128, tf.uint8)
 
 
 def facts(data: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,7 +330,9 @@ def _begins(octets: Tensor, place: Tensor | int, start: bytes) -> Tensor:
 def _number(octets: Tensor, place: Tensor | int, count: int, little: bool = False) -> Tensor:
     """Returns whole numbers of `count` octets; those of four that are too large are negative."""
     order = range(count) if little else range(count - 1, -1, -1)
-    parts = [_at(octets, place + i) << (8 * power) for i, power in enumerate(order)]
+    parts = [
+        tf.bitwise.left_shift(_at(octets, place + i), 8 * power) for i, power in enumerate(order)
+    ]
     return tf.add_n(parts)
 
 

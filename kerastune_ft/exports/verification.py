@@ -275,15 +275,17 @@ def _of_server(url: str, folder: Path, contract: Contract) -> Answers:
 
 def _wanted(folder: Path, contract: Contract) -> Callable[[Sequence[Raw]], dict[str, Any]]:
     """Returns what makes of examples the inputs of `serving_default`."""
-    if contract.modality == "image":
-        return lambda raw: {"image_bytes": np.asarray(raw, object)}
-    if contract.tokenizer_inside is True:
-        names = contract.text_inputs
-        return lambda raw: {
-            name: np.asarray([row[at] for row in raw], object) for at, name in enumerate(names)
-        }
     from kerastune_ft.exports import expected
 
+    if contract.inputs == ("image_bytes",):
+        return lambda raw: {"image_bytes": np.asarray(raw, object)}
+    if contract.inputs == ("images",):
+        return expected.arrays_of_bundle(folder / EXTRA)
+    if contract.inputs == contract.text_inputs:
+        return lambda raw: {
+            name: np.asarray([row[at] for row in raw], object)
+            for at, name in enumerate(contract.inputs)
+        }
     return expected.tokens_of_bundle(folder / EXTRA)
 
 
