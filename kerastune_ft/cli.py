@@ -185,40 +185,35 @@ def evaluate(run: Path, path: str | None) -> None:
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A .csv or .jsonl file; CSV on the terminal by default.",
+    help="A .csv, .jsonl or .parquet file; CSV on the terminal by default.",
 )
 def predict(
     run: Path, paths: tuple[Path, ...], texts: tuple[str, ...], output: Path | None
 ) -> None:
-    """Predicts pictures or texts with a RUN's model.
+    """Predicts pictures or texts with a RUN's model, or a version that was exported.
 
     Pictures are files or folders; texts are tables with the columns of the run's data, files with
-    a text a line, or `--text`.
+    a text a line, or `--text`. With `--output`, a call that was killed is gone on with.
     """
-    from kerastune_ft import files
-    from kerastune_ft.runs import Run
+    from kerastune_ft import prediction_files
 
-    if output is not None and output.suffix not in (".csv", ".jsonl"):
-        raise KftError(f"--output: expected a .csv or .jsonl file, got '{output}'.")
-    if output is not None and not os.access(output.parent, os.W_OK | os.X_OK):
-        raise KftError(f"--output: nothing can be written in a folder '{output.parent}'.")
-    opened = Run.open(run)
     terminal.workflow()
-    from kerastune_ft import predictions
+    from kerastune_ft.exports import asking
 
-    rows = predictions.predict(opened, paths, texts)
+    model = asking.opened(run)
     if output is None:
-        good, failed = _write_rows(rows, sys.stdout, "csv")
+        good, failed = _write_rows(model.predict(paths, texts))
     else:
-        with (
-            files.replacing(output) as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            good, failed = _write_rows(rows, file, output.suffix[1:])
+        with prediction_files.PredictionFile(output, model.identity) as file:
+            if file.count:
+                _say(f"{file.count:,} predictions of an interrupted call are there already")
+            for row in model.predict(paths, texts, file.known):
+                file.add(row)
+        good, failed = file.good, file.failed
         _say(f"{good} predictions written to {output}")
     if failed:
         what = "file is not a readable picture" if len(failed) == 1 else "files are not pictures"
-        if opened.reads_texts:
+        if model.reads_texts:
             verb = "text is" if len(failed) == 1 else "texts are"
             what = f"{verb} empty or cannot be read"
         shown = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
@@ -484,19 +479,18 @@ def find_rates(
     click.echo(f"written: {output / 'lr_find.csv'}, {output / 'lr_find.png'}")
 
 
-def _write_rows(rows: Any, file: Any, form: str) -> tuple[int, list[str]]:
-    """Writes predictions as they come; returns how many are good, and the paths of the others."""
+def _write_rows(rows: Any) -> tuple[int, list[str]]:
+    """Prints predictions as they come; returns how many are good, and the names of the others."""
+    from kerastune_ft import prediction_files
+
     good, failed, writer = 0, [], None
     for row in rows:
         if row["error"] is None:
             good += 1
         else:
-            failed.append(row["path"] if "path" in row else row["row"])
-        if form == "jsonl":
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            continue
+            failed.append(prediction_files.name_of(row))
         if writer is None:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
             writer.writeheader()
         writer.writerow(row)
     return good, failed

@@ -9,7 +9,7 @@ for prediction in predict(run, [Path("photo.jpg")]): ...
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,7 +223,10 @@ def tokenizer_of(run: Run) -> Tokenizer | None:
 
 
 def predict(
-    run: Run, paths: Sequence[Path] = (), texts: Sequence[str] = ()
+    run: Run,
+    paths: Sequence[Path] = (),
+    texts: Sequence[str] = (),
+    known: Container[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """Predicts pictures or texts, one after the other, in batches.
 
@@ -234,6 +237,7 @@ def predict(
         paths: Files, or folders whose files are taken in order of their names. Of texts: tables
             with the columns of the run's data, or files with a text per line.
         texts: Texts themselves.
+        known: Names of examples that are left out, as `path` or `row` has them.
 
     Yields:
         `path`, or `row` and `text`; what the model says: `predicted`, `probability` of one class,
@@ -248,21 +252,21 @@ def predict(
     runs = members(run, recipe)
     if TASKS[recipe.task.name].modality == "text":
         readers = [(load_model(member), tokenizer_of(member)) for member in runs]
-        files = list(_files(paths))
-        yield from text_predictions.predict(readers, recipe, outputs, files, texts)
+        files = list(files_of(paths))
+        say = text_predictions.speaker(readers, recipe, outputs)
+        yield from text_predictions.predict(say, recipe, files, texts, known)
         return
     if texts:
         raise DataError("--text: this run's model sees pictures; give files or folders.")
-    found = list(_files(paths))
+    found = list(files_of(paths))
     if not found:
         raise DataError("nothing to predict: expected at least one file or a folder with files.")
     loaded = [load_model(member) for member in runs]
     size, channels = recipe.backbone.side, recipe.backbone.channels
-    nothing: dict[str, Any] = dict.fromkeys(how.says(np.zeros(len(outputs.names)), outputs))
-    for start in range(0, len(found), recipe.data.batch_size):
-        names = found[start : start + recipe.data.batch_size]
+
+    def say(paths: Sequence[Path]) -> list[Any]:
         pictures: list[np.ndarray | str] = []
-        for path in names:
+        for path in paths:
             try:
                 pictures.append(
                     images.decode_file(path, size, recipe.data.resize, channels=channels)
@@ -274,11 +278,37 @@ def predict(
         with quiet.untold():
             raw = [np.asarray(model.predict(np.stack(good), verbose=0)) for model in loaded if good]
         said = iter(how.activate(ensembles.joint(raw, how.average)) if good else ())
-        for path, picture in zip(names, pictures, strict=True):
-            if isinstance(picture, str):
-                yield {"path": str(path), **nothing, "error": picture}
+        return [one if isinstance(one, str) else next(said) for one in pictures]
+
+    yield from of_pictures(say, found, recipe, outputs, known)
+
+
+def of_pictures(
+    say: Callable[[Sequence[Path]], list[Any]],
+    paths: Sequence[Path],
+    recipe: Recipe,
+    outputs: Outputs,
+    known: Container[str] = (),
+) -> Iterator[dict[str, Any]]:
+    """Yields a row for each picture file, in batches; see `predict`.
+
+    Args:
+        say: Returns for each file probabilities or numbers, or why there are none.
+        paths: The files.
+        recipe: Of the run.
+        outputs: What its model returns.
+        known: Files that are left out.
+    """
+    how = EVALUATORS[recipe.task.name]
+    nothing: dict[str, Any] = dict.fromkeys(how.says(np.zeros(len(outputs.names)), outputs))
+    wanted = [path for path in paths if str(path) not in known]
+    for start in range(0, len(wanted), recipe.data.batch_size):
+        names = wanted[start : start + recipe.data.batch_size]
+        for path, one in zip(names, say(names), strict=True):
+            if isinstance(one, str):
+                yield {"path": str(path), **nothing, "error": one}
             else:
-                yield {"path": str(path), **how.says(next(said), outputs), "error": None}
+                yield {"path": str(path), **how.says(one, outputs), "error": None}
 
 
 def contract(run: Run) -> tuple[Recipe, Outputs]:
@@ -369,7 +399,12 @@ def elsewhere(recipe: Recipe, source: str, path: str) -> Data:
     return recipe.data.model_copy(update=update)
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
+def files_of(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yields files, and those of folders in the order of their names, without hidden ones.
+
+    Raises:
+        DataError: If a path does not exist.
+    """
     for path in paths:
         if path.is_dir():
             yield from sorted(

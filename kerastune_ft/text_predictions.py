@@ -1,15 +1,18 @@
 """Predicts texts: from tables, from files with a text per line, or given one by one.
 
-for row in predict([(model, tokenizer)], recipe, outputs, [Path("reviews.csv")], []):
+say = speaker([(model, tokenizer)], recipe, outputs)
+for row in predict(say, recipe, [Path("reviews.csv")], []):
     row["text"], row["predicted"]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
     from kerastune_ft.backbones.tokenizers import Tokenizer
     from kerastune_ft.recipe import Recipe
 
+Speaker: TypeAlias = Callable[[Texts], list[dict[str, Any]]]
+
 _NO_TEXT = "there is no text"
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -63,21 +69,21 @@ def source_of(path: Path) -> str:
 
 
 def predict(
-    readers: Sequence[tuple[keras.Model, Tokenizer | None]],
+    say: Speaker,
     recipe: Recipe,
-    outputs: Outputs,
     paths: Sequence[Path],
     texts: Sequence[str],
+    known: Container[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Predicts texts.
+    """Predicts texts, some thousands at a time.
 
     Args:
-        readers: The model of a run and its tokenizer; of several, which answer together.
-        recipe: They were trained by.
-        outputs: What they return.
+        say: Returns the columns of what is said of each of some texts; of `speaker`.
+        recipe: Of the run.
         paths: Tables, or files with a text per line; of a run that was trained on a folder of
             texts, each file is one.
         texts: Texts themselves.
+        known: Rows that are left out, as `row` has them.
 
     Yields:
         `row`, `text`, `pair` where there is one, what the model says, `truncated`, whether it saw
@@ -86,29 +92,53 @@ def predict(
     Raises:
         DataError: If there is nothing, or a table lacks a column.
     """
-    asked = [row for path in paths for row in _rows(path, recipe)]
     if texts and recipe.data.pair_column:
         raise _pairs_wanted("--text", recipe)
-    asked += [_line(f"text {i}", text, recipe) for i, text in enumerate(texts, 1)]
-    if not asked:
+    of_paths = (row for path in paths for row in _rows(path, recipe))
+    given = (_line(f"text {i}", text, recipe) for i, text in enumerate(texts, 1))
+    asked = itertools.chain(of_paths, given)
+    first = next(asked, None)
+    if first is None:
         raise DataError(
             "nothing to predict: expected a table, a file with a text per line, or texts."
         )
+    wanted = (row for row in itertools.chain([first], asked) if row.shown["row"] not in known)
+    columns: dict[str, None] | None = None
+    while some := list(itertools.islice(wanted, _AT_ONCE)):
+        said = _said(say, recipe, some)
+        if said and columns is None:
+            columns = dict.fromkeys(next(iter(said.values())))
+        nothing: dict[str, Any] = dict.fromkeys(columns or {"predicted": None})
+        for i, row in enumerate(some):
+            yield {**row.shown, **said.get(i, nothing), "error": row.error}
+
+
+def _said(say: Speaker, recipe: Recipe, asked: Sequence[_Asked]) -> dict[int, dict[str, Any]]:
+    """Returns what is said of those that are texts, by their place."""
     usable = [i for i, row in enumerate(asked) if row.error is None]
-    said: dict[int, dict[str, Any]] = {}
-    if usable:
-        rows = [asked[i] for i in usable]
-        first = tuple(row.shown["text"] for row in rows)
-        pairs = tuple(row.shown["pair"] for row in rows) if recipe.data.pair_column else None
-        words = tuple(row.words or tuple(row.shown["text"].split()) for row in rows)
-        tags = TASKS[recipe.task.name].labels == "tags"
-        held = Texts(first, pairs, words if tags else None)
-        with quiet.untold():
-            found = _say(readers, recipe, outputs, held)
-        said = dict(zip(usable, found, strict=True))
-    nothing: dict[str, Any] = dict.fromkeys(next(iter(said.values()), {"predicted": None}))
-    for i, row in enumerate(asked):
-        yield {**row.shown, **said.get(i, nothing), "error": row.error}
+    if not usable:
+        return {}
+    rows = [asked[i] for i in usable]
+    first = tuple(row.shown["text"] for row in rows)
+    pairs = tuple(row.shown["pair"] for row in rows) if recipe.data.pair_column else None
+    words = tuple(row.words or tuple(row.shown["text"].split()) for row in rows)
+    tags = TASKS[recipe.task.name].labels == "tags"
+    with quiet.untold():
+        found = say(Texts(first, pairs, words if tags else None))
+    return dict(zip(usable, found, strict=True))
+
+
+def speaker(
+    readers: Sequence[tuple[keras.Model, Tokenizer | None]], recipe: Recipe, outputs: Outputs
+) -> Speaker:
+    """Returns what asks models.
+
+    Args:
+        readers: The model of a run and its tokenizer; of several, which answer together.
+        recipe: They were trained by.
+        outputs: What they return.
+    """
+    return functools.partial(_say, readers, recipe, outputs)
 
 
 def _say(

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "kerastune_ft"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import those of its own level and of the levels before it.
 LEVELS = [
-    {"errors", "files", "interrupts", "quiet", "stores"},
+    {"errors", "files", "interrupts", "prediction_files", "quiet", "stores"},
     {"backbones", "checkpoints", "watchdog", "hosts"},
     {
         "recipe",

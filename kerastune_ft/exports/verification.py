@@ -158,7 +158,7 @@ def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> 
     """
     contract = contracts.read(folder)
     record = _record(folder)
-    answers = _of_server(url, folder, contract) if url else _of_graph(folder, contract)
+    answers = _of_server(url, folder, contract) if url else of_graph(folder, contract)
     scale = np.asarray(record["scale"], np.float64)
     inputs = [
         (row["name"], _odd_input(folder, row), np.asarray(row["expected"])) for row in record["odd"]
@@ -230,14 +230,27 @@ def _alone(answers: Answers, raw: Raw) -> NDArray[np.float64] | str:
     return found
 
 
+def plain(said: str) -> str:
+    """Returns what a graph's error says to people."""
+    from kerastune_ft.exports.pictures import REFUSAL
+
+    if _is_refusal(said):
+        return REFUSAL
+    lines = [line for line in said.splitlines() if line.strip()]
+    return lines[0][:300] if lines else said
+
+
 def _is_refusal(said: str) -> bool:
     from kerastune_ft.exports.pictures import REFUSAL
 
     return REFUSAL[:40] in said
 
 
-def _of_graph(folder: Path, contract: Contract) -> Answers:
-    """Returns what asks the graph itself."""
+def of_graph(folder: Path, contract: Contract) -> Answers:
+    """Returns what asks the graph itself.
+
+    It raises `ExportError` where the graph does.
+    """
     import tensorflow as tf
 
     if contract.modality == "text":
