@@ -332,7 +332,9 @@ def test_predict_refuses_what_is_not_there(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no such file or folder" in refused("predict", run, tmp_path / "nothing.jpg")
     assert "nothing to predict" in refused("predict", run, tmp_path / "empty")
-    assert "expected a .csv or .jsonl" in refused("predict", run, tmp_path, "--output", "a.txt")
+    assert "expected a .csv, .jsonl or .parquet" in refused(
+        "predict", run, tmp_path, "--output", "a.txt"
+    )
     output = tmp_path / "no" / "a.csv"
     assert "nothing can be written" in refused("predict", run, tmp_path, "--output", output)
 
