@@ -256,6 +256,10 @@ class Tokenizer:
         """Returns the sha256 of what `save` writes."""
         return hashlib.sha256(self._text.encode()).hexdigest()
 
+    def id_of(self, role: str) -> int:
+        """Returns the number of a special token, such as that of `cls`."""
+        return int(self._rust.token_to_id(self.special[role]))
+
     def definition(self) -> dict[str, Any]:
         """Returns the vocabulary and the rules as the library `tokenizers` writes them."""
         return dict(json.loads(self._text)["tokenizer"])

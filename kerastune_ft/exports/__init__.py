@@ -97,6 +97,7 @@ def export(
     served = graphs.Served.of(run)
     with _new_version(base, version) as (temporary, number):
         found = _examples(run, served, examples)
+        served = served.settled(_texts(served, found))
         console.print("[bold]export[/]   writing the graph ...")
         served.save(temporary)
         _write_beside(temporary, run, served, number, name or run.name, found)
@@ -230,6 +231,14 @@ def _examples(run: Run, served: Served, count: int) -> Any:
         return examples.of_run(run, served.recipe, count)
     except (DataError, OSError) as error:
         return str(error)
+
+
+def _texts(served: Served, found: Any) -> list[tuple[str, ...]]:
+    """Returns the texts on which a tokenizer is tried."""
+    from kerastune_ft.exports import expected
+
+    given = [] if isinstance(found, str) else [raw for raw in found.raw if isinstance(raw, tuple)]
+    return [*expected.odd_rows(served), *given]
 
 
 def _write_beside(

@@ -50,12 +50,18 @@ def of_odd(
     if tokenizer is None:
         yield from _of_pictures(served)
         return
-    texts = examples.ODD_TEXTS
-    pair = len(served.text_inputs) > 1
-    rows = [(text, texts[-1 - at]) if pair else (text,) for at, text in enumerate(texts)]
+    rows = odd_rows(served)
     inputs = _tokens(rows, tokenizer, served.recipe)
     for at, said in enumerate(_activated(served, inputs)):
         yield f"odd text {at + 1}", rows[at], said
+
+
+def odd_rows(served: Served) -> list[tuple[str, ...]]:
+    """Returns our odd texts, or pairs of them."""
+    texts = examples.ODD_TEXTS
+    if len(served.text_inputs) < 2:
+        return [(text,) for text in texts]
+    return [(text, texts[-1 - at]) for at, text in enumerate(texts)]
 
 
 def _of_pictures(served: Served) -> Iterator[tuple[str, bytes, NDArray[np.float64]]]:

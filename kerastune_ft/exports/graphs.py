@@ -10,7 +10,8 @@ of a cross-validated run answer together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -114,6 +115,21 @@ class Served:
             return self.text_inputs if isinstance(self.inside, Inside) else tokens
         return ("image_bytes",) if self.recipe.backbone.channels in COLOURS else ("images",)
 
+    def settled(self, texts: Sequence[tuple[str, ...]]) -> Served:
+        """Returns the same without a tokenizer that makes other tokens of any of some texts.
+
+        Args:
+            texts: Or pairs of texts.
+        """
+        if not isinstance(self.inside, Inside):
+            return self
+        tokenizer = self.models[0].preprocessor.tokenizer
+        text = self.inside.differing(texts, tokenizer, self.recipe)
+        if not text:
+            return self
+        why = f"the operations of TensorFlow make other tokens of {text!r:.80}"
+        return dataclasses.replace(self, inside=why)
+
     def answers(self, inputs: Any) -> dict[str, Tensor]:
         """Returns what the signatures return.
 
@@ -200,6 +216,7 @@ class Served:
             folder: Must not exist.
         """
         module = tf.Module()
+        module.tables = self.inside.rules.resources if isinstance(self.inside, Inside) else []
         # Keras's variables hold TensorFlow's, which a SavedModel has to own.
         module.held = [variable.value for model in self.models for variable in model.variables]
         tf.saved_model.save(module, str(folder), signatures=self.signatures())

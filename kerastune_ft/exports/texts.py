@@ -3,9 +3,10 @@
     inside = Inside.of(tokenizer, recipe)       # or a `str`: why it cannot be
     inputs = inside.inputs(texts)               # string (batch,) -> token_ids, padding_mask, ...
 
-WordPiece alone, by the operations of TensorFlow Text, which TensorFlow Serving links. BPE and
-unigram tokenizers stay outside of the graph: a server is given numbers of tokens, and the bundle
-that makes them. In the graph special tokens that somebody types, such as `[MASK]`, are text.
+By operations of TensorFlow and TensorFlow Text, which TensorFlow Serving links: `vocabularies`.
+Where a tokenizer stays outside, a server is given numbers of tokens, and the bundle that makes them
+travels with the export. In the graph special tokens that somebody types, such as `[MASK]`, are
+text.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from kerastune_ft.backbones.tokenizer_families import Frame, family
 from kerastune_ft.backbones.tokenizers import Tokenizer, Truncation
 from kerastune_ft.data import tokenizing
+from kerastune_ft.data.texts import Texts
+from kerastune_ft.exports.vocabularies import Rules, rules_of
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe, TextCleaning
 
 Tensor: TypeAlias = Any
 
-_LONGEST_WORD = 100
-# What BERT's tokenizer takes out before anything else; a replacement character counts as such.
-_REMOVED = r"[\x{0}\x{FFFD}\x{1}-\x{8}\x{B}\x{C}\x{E}-\x{1F}\x{7F}-\x{9F}]|\p{Cf}|\p{Co}"
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class Inside:
     """A tokenizer that runs in a graph.
 
     Args:
-        vocabulary: Of WordPiece, by number.
-        lower_case: Whether letters become small and lose their accents.
+        rules: That make tokens of a text.
         frame: What stands around one text, and around a pair.
         special: The number of the token of each role.
         length: The most tokens of an example.
@@ -44,8 +44,7 @@ class Inside:
         pair: Whether two texts are read.
     """
 
-    vocabulary: tuple[str, ...]
-    lower_case: bool
+    rules: Rules
     frame: Frame
     special: dict[str, int]
     length: int
@@ -57,11 +56,6 @@ class Inside:
     @classmethod
     def of(cls, tokenizer: Tokenizer, recipe: Recipe) -> Inside | str:
         """Returns the tokenizer of a run, or why it cannot run in a graph."""
-        if tokenizer.kind != "wordpiece":
-            return (
-                f"the tokenizer of {tokenizer.model_type} ({tokenizer.kind}) has no operation in "
-                "TensorFlow Text that is known to make the same tokens"
-            )
         if recipe.task.name == "token_classification":
             return "words are told apart before they become tokens"
         mending = recipe.data.cleaning.text
@@ -70,25 +64,16 @@ class Inside:
                 "data.cleaning.text mends what no operation of TensorFlow mends (html, mojibake"
                 ", control)"
             )
-        facts = tokenizer.definition()
-        lower = _lower_case(facts)
-        if isinstance(lower, str):
-            return lower
-        vocabulary = facts["model"]["vocab"]
-        names = sorted(vocabulary, key=vocabulary.__getitem__)
-        if [vocabulary[name] for name in names] != list(range(len(names))):
-            return "the numbers of the vocabulary have gaps"
+        rules = rules_of(tokenizer)
+        if isinstance(rules, str):
+            return rules
         row = family(tokenizer.model_type)
         pair = recipe.data.pair_column is not None
         frame = row.pair if pair else row.single
         roles = {role for role, _ in frame} - {"A", "B"}
-        special = {role: vocabulary.get(tokenizer.special[role]) for role in roles}
-        missing = [role for role, number in special.items() if number is None]
-        if missing or tokenizer.pad_id is None:
-            return f"the vocabulary has no token for {', '.join(missing)}"
+        special = {role: tokenizer.id_of(role) for role in roles}
         return cls(
-            tuple(names),
-            lower,
+            rules,
             frame,
             {**special, "pad": tokenizer.pad_id},
             tokenizing.length_of(recipe),
@@ -127,11 +112,11 @@ class Inside:
             numbers.append(tf.ones_like(piece) * segment)
         ids = tf.concat(pieces, axis=1)
         found = {
-            "token_ids": ids.to_tensor(self.special["pad"]),
-            "padding_mask": tf.ones_like(ids).to_tensor(0),
+            "token_ids": _dense(ids, self.special["pad"]),
+            "padding_mask": _dense(tf.ones_like(ids), 0),
         }
         if self.segments:
-            found["segment_ids"] = tf.concat(numbers, axis=1).to_tensor(0)
+            found["segment_ids"] = _dense(tf.concat(numbers, axis=1), 0)
         return found
 
     def tokens(self, texts: Tensor) -> Any:
@@ -146,32 +131,49 @@ class Inside:
             texts = tf_text.normalize_utf8(texts, self.mending.unicode.upper())
         if self.mending.whitespace:
             texts = tf.strings.strip(tf.strings.regex_replace(texts, r"[\s\p{Z}]+", " "))
-        texts = tf.strings.regex_replace(texts, _REMOVED, "")
-        tokenizer = tf_text.FastBertTokenizer(
-            vocab=list(self.vocabulary),
-            max_bytes_per_word=_LONGEST_WORD,
-            token_out_type=tf.int32,
-            lower_case_nfd_strip_accents=self.lower_case,
-        )
-        return tokenizer.tokenize(texts)
+        return self.rules.tokens(texts)
+
+    def differing(
+        self, rows: Sequence[tuple[str, ...]], tokenizer: Tokenizer, recipe: Recipe
+    ) -> str:
+        """Returns the first text of which the graph makes other tokens than training, or "".
+
+        Args:
+            rows: Texts, or pairs of texts.
+            tokenizer: Of the run.
+            recipe: Of the run.
+        """
+        import numpy as np
+        import tensorflow as tf
+
+        columns = [tuple(column) for column in zip(*rows, strict=True)]
+        wanted, _ = tokenizing.inputs_of(Texts(*columns), tokenizer, recipe)
+        made = tf.function(self.inputs)
+        for start in range(0, len(rows), _BATCH):
+            some = np.arange(start, min(start + _BATCH, len(rows)))
+            given = [tf.constant([column[row] for row in some]) for column in columns]
+            got = {name: np.asarray(value) for name, value in made(*given).items()}
+            for row, length, *found in zip(
+                some, got["padding_mask"].sum(1), *(got.values()), strict=True
+            ):
+                told = wanted.padded(np.asarray([row]))
+                real = int(wanted.ids.lengths[row])
+                same = length == real and all(
+                    np.array_equal(values[:length], told[name][0, :real])
+                    for name, values in zip(got, found, strict=True)
+                )
+                if not same:
+                    return " / ".join(rows[row])
+        return ""
 
 
-def _lower_case(facts: dict[str, Any]) -> bool | str:
-    """Returns whether a WordPiece tokenizer makes letters small, or why it is not the usual one."""
-    normalizer, model = facts.get("normalizer") or {}, facts["model"]
-    strip = normalizer.get("strip_accents")
-    lower = bool(normalizer.get("lowercase"))
-    usual = (
-        normalizer.get("type") == "BertNormalizer"
-        and normalizer.get("clean_text", True)
-        and normalizer.get("handle_chinese_chars", True)
-        and (strip is None or bool(strip) == lower)
-        and (facts.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer"
-        and model.get("continuing_subword_prefix", "##") == "##"
-        and model.get("max_input_chars_per_word", _LONGEST_WORD) == _LONGEST_WORD
-        and model.get("unk_token", "[UNK]") == "[UNK]"
-    )
-    return lower if usual else "its rules for letters and words are not BERT's"
+def _dense(ragged: Any, filler: int) -> Tensor:
+    """Fills rows up to the longest of them, which has one number at least."""
+    import tensorflow as tf
+
+    made = ragged.to_tensor(filler)
+    missing = tf.maximum(1 - tf.shape(made)[1], 0)
+    return tf.pad(made, [[0, 0], [0, missing]], constant_values=filler)
 
 
 def _longest_first(first: Tensor, second: Tensor, room: int) -> Sequence[Tensor]:
