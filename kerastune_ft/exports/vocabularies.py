@@ -162,6 +162,7 @@ def _unigram(facts: Facts) -> Unigram | str:
     if isinstance(found, str):
         return found
     steps, charsmap = found
+    steps = (*steps, ("Replace", rf"[{_SPACE}]+", " "))  # of which SentencePiece knows one alone
     split = _listed(facts.get("pre_tokenizer"), "pretokenizers")
     kinds = [step["type"] for step in split]
     metaspace = split[-1] if split else {}
@@ -262,9 +263,9 @@ class BytePairs:
             texts = tf.where(begins, texts, tf.strings.join([" ", texts]))
         words = self._words(texts)
         octets = tf.strings.bytes_split(words.values)
-        numbers = tf.RaggedTensor.from_row_splits(
-            tf.io.decode_raw(octets.values, tf.uint8)[:, 0], octets.row_splits
-        )
+        padded = tf.concat([octets.values, [b"\x00"]], 0)  # of none no column could be taken
+        decoded = tf.io.decode_raw(padded, tf.uint8)[:-1, 0]
+        numbers = tf.RaggedTensor.from_row_splits(decoded, octets.row_splits)
         ids = tf.gather(tf.constant(self.octets, tf.int64), tf.cast(numbers.to_tensor(0), tf.int32))
         real = tf.sequence_mask(numbers.row_lengths(), tf.shape(ids)[1])
         merged = self._merged(tf.where(real, ids, tf.constant(_NONE, tf.int64)))
