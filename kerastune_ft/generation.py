@@ -115,6 +115,37 @@ def _at(logits: Any, place: Any) -> Any:
     return keras.ops.cast(keras.ops.squeeze(one, 1), "float32")
 
 
+def encoder_and_decoder(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Returns the halves of a model that reads a text and writes another.
+
+    Returns:
+        From `encoder_token_ids` and `encoder_padding_mask` to features; and from features,
+        `encoder_padding_mask`, `decoder_token_ids`, `decoder_padding_mask` and a place `int32
+        (rows, 1)` to the logits of what follows that place, `float32 (rows, vocabulary)`.
+    """
+    network, _ = models.backbone_of(model)
+    inputs = network.input
+    read = {name: inputs[name] for name in ("encoder_token_ids", "encoder_padding_mask")}
+    features = network.get_layer(ENCODED).output
+    written = [inputs["decoder_token_ids"], inputs["decoder_padding_mask"]]
+    place = keras.Input((1,), dtype="int32", name="place")
+    reads = [features, read["encoder_padding_mask"], *written, place]
+    return keras.Model(read, features), keras.Model(reads, _at(network.output, place))
+
+
+def follower(model: keras.Model) -> keras.Model:
+    """Returns a model that writes on.
+
+    Returns:
+        From `token_ids`, `padding_mask` and a place `int32 (rows, 1)` to the logits of what follows
+        that place, `float32 (rows, vocabulary)`.
+    """
+    place = keras.Input((1,), dtype="int32", name="place")
+    inputs = {tensor.name: tensor for tensor in model.inputs}
+    read = [inputs["token_ids"], inputs["padding_mask"]]
+    return keras.Model([*read, place], _at(model.outputs[0], place))
+
+
 def _batches(tokens: Tokens, equal: bool, beams: int) -> list[NDArray[np.int64]]:
     size = max(1, ROWS // beams)
     batching = dataclasses.replace(tokens.batching, batch_size=size, batch_tokens=None)
@@ -133,17 +164,7 @@ class _Encoded:
     inputs = frozenset({"encoder_token_ids", "decoder_token_ids"})
 
     def __init__(self, model: keras.Model, tokens: Tokens, max_new_tokens: int) -> None:
-        network, _ = models.backbone_of(model)
-        inputs = network.input
-        read = {name: inputs[name] for name in ("encoder_token_ids", "encoder_padding_mask")}
-        features = network.get_layer(ENCODED).output
-        self.encoder = keras.Model(read, features)
-        written = [inputs["decoder_token_ids"], inputs["decoder_padding_mask"]]
-        place = keras.Input((1,), dtype="int32", name="place")
-        self.decoder = keras.Model(
-            [features, read["encoder_padding_mask"], *written, place],
-            _at(network.output, place),
-        )
+        self.encoder, self.decoder = encoder_and_decoder(model)
         self.tokens = tokens
         self.max_new_tokens = max_new_tokens
 
@@ -174,10 +195,7 @@ class _Prompted:
     """Writes on from what it has read, all texts of a batch being equally long."""
 
     def __init__(self, model: keras.Model, tokens: Tokens, max_new_tokens: int) -> None:
-        place = keras.Input((1,), dtype="int32", name="place")
-        inputs = {tensor.name: tensor for tensor in model.inputs}
-        read = [inputs["token_ids"], inputs["padding_mask"]]
-        self.model = keras.Model([*read, place], _at(model.outputs[0], place))
+        self.model = follower(model)
         self.tokens = tokens
         self.max_new_tokens = max_new_tokens
 

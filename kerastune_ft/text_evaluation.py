@@ -83,7 +83,7 @@ def tags(model: keras.Model, tokens: Tokens, outputs: Outputs) -> list[list[str]
 
 def _by_word(tokens: Tokens, chosen: Sequence[np.ndarray], outputs: Outputs) -> list[list[str]]:
     """Returns the tag of every word, given the number at each place where something is learned."""
-    usual = _usual(outputs)
+    usual = usual_tag(outputs)
     assert tokens.texts.words is not None and tokens.words is not None
     found = []
     for row, (words, numbers) in enumerate(zip(tokens.texts.words, chosen, strict=True)):
@@ -94,7 +94,8 @@ def _by_word(tokens: Tokens, chosen: Sequence[np.ndarray], outputs: Outputs) -> 
     return found
 
 
-def _usual(outputs: Outputs) -> str:
+def usual_tag(outputs: Outputs) -> str:
+    """Returns the tag of a word that a network does not see."""
     return "O" if "O" in outputs.names else outputs.names[0]
 
 
@@ -175,7 +176,7 @@ def score_words(
 
 def tags_of(logits: Sequence[np.ndarray], outputs: Outputs) -> list[list[str]]:
     """Returns the tag of every word, given logits: see `tags` and `word_logits`."""
-    usual = _usual(outputs)
+    usual = usual_tag(outputs)
     return [
         [outputs.names[int(w.argmax())] if np.isfinite(w).all() else usual for w in words]
         for words in logits

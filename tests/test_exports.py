@@ -176,9 +176,10 @@ def test_tokens_in_the_graph_are_those_of_training(
     assert inside.differing(rows, tokenizer, recipe) == ""
 
 
+@pytest.mark.parametrize("task", ["text_classification", "token_classification"])
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "t5", "xlnet"])
-def test_odd_texts_make_the_same_tokens(tmp_path: Path, family: str) -> None:
-    recipe = text_recipe(tmp_path, backbone=family)
+def test_odd_texts_make_the_same_tokens(tmp_path: Path, family: str, task: str) -> None:
+    recipe = text_recipe(tmp_path, task, backbone=family)
     tokenizer = Tokenizer.tiny(family, [*examples.ODD_TEXTS, "a film"])
     inside = Inside.of(tokenizer, recipe)
     assert isinstance(inside, Inside), inside
@@ -322,8 +323,8 @@ def test_what_answers_otherwise_is_never_seen(
     exported: tuple[Run, exports.Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = exported
-    wrong = graphs.EXPORTED["image_classification"]
-    wrong = graphs.Answer(lambda logits: tf.nn.softmax(0.9 * logits), wrong.named, wrong.returns)
+    right = graphs.EXPORTED["image_classification"]
+    wrong = graphs.Answer(lambda logits: tf.nn.softmax(0.9 * logits), right.named)
     monkeypatch.setitem(graphs.EXPORTED, "image_classification", wrong)
     with pytest.raises(ExportError, match="does not answer as the training process did"):
         exports.export(run, output=tmp_path / "models")
@@ -418,6 +419,25 @@ def test_every_family_of_tokenizers_is_served(tmp_path: Path, backbone: str) -> 
     made = exports.export(run)
     assert made.inside is True
     assert made.report["examples"] > 5 and made.report["largest"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "token_classification",
+        pytest.param("text_to_text", marks=pytest.mark.slow),
+        pytest.param("text_generation", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_said_in_words_is_served(tmp_path: Path, task: str) -> None:
+    run = workflow.fit(text_recipe(tmp_path, task), runs_dir=tmp_path / "runs", name="texts")
+    made = exports.export(run, examples=20)
+    assert made.inside is True and made.report["agreement"] == 1.0
+    texts = ["a good film", "dull book dinner journey play song film"]
+    rows = list(predictions.predict(run, texts=texts))
+    said = answers_of(made.path, text=tf.constant(texts))
+    key = "tags" if task == "token_classification" else "written"
+    assert [text.decode() for text in said[key]] == [row["predicted"] for row in rows]
 
 
 def test_numbers_of_tokens_are_served_where_the_tokenizer_stays_outside(tmp_path: Path) -> None:

@@ -147,12 +147,20 @@ def prompts(
 
     As in training, a beginning that is too long loses its own beginning.
     """
-    whole = batching.buckets[-1]
-    length = max(whole - max_new_tokens, whole // 2, 1)
+    length = _room_for_prompt(batching.buckets[-1], max_new_tokens)
     encoded = _encode(tokenizer, texts.first, None, length, "tail")
     ids = Ragged.of(encoded.ids, encoded.starts)
     tokens = Tokens(texts, ids, tokenizer.pad_id, batching, tokenizer=tokenizer)
     return tokens, encoded.truncated
+
+
+def prompt_length(recipe: Recipe) -> int:
+    """Returns the most tokens of a beginning that the network of a recipe goes on with."""
+    return _room_for_prompt(length_of(recipe), recipe.task.max_new_tokens)
+
+
+def _room_for_prompt(whole: int, max_new_tokens: int) -> int:
+    return max(whole - max_new_tokens, whole // 2, 1)
 
 
 def read(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft import ensembles, predictions, quiet
+from kerastune_ft import ensembles, predictions, quiet, text_predictions
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.data import Split, images, tokenizing
@@ -24,41 +24,66 @@ from kerastune_ft.exports import examples
 
 if TYPE_CHECKING:
     from kerastune_ft.exports.graphs import Served
+    from kerastune_ft.exports.verification import Answer
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.runs import Run
 
 
-def of_split(run: Run, served: Served, split: Split) -> NDArray[np.float64]:
+def of_split(run: Run, served: Served, split: Split) -> Sequence[Answer]:
     """Returns what a run's models say of a split, as when the run was scored.
 
     Returns:
-        Probabilities or numbers, `float64 (n, outputs)`.
+        Probabilities or numbers, `float64 (n, outputs)`; or texts: what is written, or the tags of
+        all words.
     """
+    if served.writes or served.tags:
+        assert isinstance(split.content, Texts), type(split.content)
+        return _texts(served, split.content)
     how = EVALUATORS[served.recipe.task.name]
     runs = predictions.members(run, served.recipe)
     said = [
         predictions.answers(member, model, served.recipe, split, served.outputs)
         for member, model in zip(runs, served.models, strict=True)
     ]
-    return np.asarray(how.activate(ensembles.joint(said, how.average)), np.float64)
+    return list(np.asarray(how.activate(ensembles.joint(said, how.average)), np.float64))
 
 
 def of_odd(
     served: Served, tokenizer: Tokenizer | None
-) -> Iterator[tuple[str, bytes | tuple[str, ...], NDArray[np.float64]]]:
+) -> Iterator[tuple[str, bytes | tuple[str, ...], Answer]]:
     """Yields name, content and answer of every odd picture or text, as `kft predict` gives it."""
     if tokenizer is None:
         yield from _of_pictures(served)
         return
     rows = odd_rows(served)
-    inputs = _tokens(rows, tokenizer, served.recipe)
-    for at, said in enumerate(_activated(served, inputs)):
+    if served.writes or served.tags:
+        told: Sequence[Answer] = _texts(served, _held(rows, served.tags))
+    else:
+        told = list(_activated(served, _tokens(rows, tokenizer, served.recipe)))
+    for at, said in enumerate(told):
         yield f"odd text {at + 1}", rows[at], said
+
+
+def _texts(served: Served, texts: Texts) -> list[str]:
+    """Returns what `kft predict` says of texts, where that is a text."""
+    readers = [(model, model.preprocessor.tokenizer) for model in served.models]
+    say = text_predictions.speaker(readers, served.recipe, served.outputs)
+    with quiet.untold():
+        return [row["predicted"] for row in say(texts)]
+
+
+def _held(rows: Sequence[tuple[str, ...]], tags: bool) -> Texts:
+    columns = [tuple(column) for column in zip(*rows, strict=True)]
+    return Texts(
+        *columns, words=tuple(tuple(text.split()) for text in columns[0]) if tags else None
+    )
 
 
 def odd_rows(served: Served) -> list[tuple[str, ...]]:
     """Returns our odd texts, or pairs of them."""
     texts = examples.ODD_TEXTS
+    if served.tags or served.writes:  # which say nothing of an empty text
+        texts = tuple(text for text in texts if text.strip())
     if len(served.text_inputs) < 2:
         return [(text,) for text in texts]
     return [(text, texts[-1 - at]) for at, text in enumerate(texts)]
@@ -95,6 +120,17 @@ def tokens_of_bundle(folder: Path) -> Callable[[Sequence[Any]], dict[str, NDArra
     return lambda rows: _tokens(rows, tokenizer, recipe)
 
 
+def texts_of_bundle(folder: Path, ids: NDArray[np.integer[Any]]) -> list[str]:
+    """Returns the texts of tokens that were written, by what travels with an export.
+
+    Args:
+        folder: Holds `tokenizer.json`.
+        ids: `(n, length)`, filled up behind the end.
+    """
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    return [tokenizer.decode(row) for row in ids]
+
+
 def arrays_of_bundle(folder: Path) -> Callable[[Sequence[Any]], dict[str, NDArray[np.float32]]]:
     """Returns what decodes pictures that no server reads, such as `.npy` files.
 
@@ -113,7 +149,5 @@ def arrays_of_bundle(folder: Path) -> Callable[[Sequence[Any]], dict[str, NDArra
 def _tokens(
     rows: Sequence[tuple[str, ...]], tokenizer: Tokenizer, recipe: Recipe
 ) -> dict[str, NDArray[np.int32]]:
-    first = tuple(row[0] for row in rows)
-    second = tuple(row[1] for row in rows) if recipe.data.pair_column else None
-    tokens, _ = tokenizing.inputs_of(Texts(first, second), tokenizer, recipe)
+    tokens, _ = tokenizing.inputs_of(_held(rows, tags=False), tokenizer, recipe)
     return tokens.padded(np.arange(len(rows)))

@@ -23,9 +23,10 @@ from kerastune_ft.data.decoding import Preparation
 from kerastune_ft.data.inspection import COLOURS
 from kerastune_ft.data.labels import JOINT
 from kerastune_ft.errors import ExportError
-from kerastune_ft.exports import pictures
+from kerastune_ft.exports import pictures, writing
 from kerastune_ft.exports.texts import Inside
 from kerastune_ft.tasks import TASKS, Outputs
+from kerastune_ft.text_evaluation import usual_tag
 
 if TYPE_CHECKING:
     import keras
@@ -82,10 +83,16 @@ class Served:
                 f"'KERAS_BACKEND=tensorflow kft export {run.path}'."
             )
         runs = predictions.members(run, recipe)
+        if len(runs) > 1 and TASKS[recipe.task.name].labels == "text":
+            raise ExportError(
+                f"run '{run.path}': folds write no text together; export one of them."
+            )
         inside: Inside | str = ""
         tokenizer = predictions.tokenizer_of(runs[0])
         if tokenizer is not None:
             inside = Inside.of(tokenizer, recipe)
+            if isinstance(inside, str) and recipe.task.name == "token_classification":
+                raise ExportError(f"run '{run.path}': its words cannot be told apart: {inside}.")
             if len({run.tokenizer_path.read_bytes() for run in runs}) > 1:
                 raise ExportError(f"run '{run.path}': its folds have different tokenizers.")
         return cls(tuple(map(predictions.load_model, runs)), recipe, outputs, inside)
@@ -108,11 +115,27 @@ class Served:
         return ("text", "pair") if self.recipe.data.pair_column else ("text",)
 
     @property
+    def writes(self) -> bool:
+        """Whether texts are written."""
+        return TASKS[self.recipe.task.name].labels == "text"
+
+    @property
+    def tags(self) -> bool:
+        """Whether every word has a label."""
+        return TASKS[self.recipe.task.name].labels == "tags"
+
+    @property
+    def token_inputs(self) -> tuple[str, ...]:
+        """What the signature of numbers of tokens takes."""
+        if self.writes:
+            return ("token_ids", "padding_mask")
+        return tuple(self.models[0].input.keys())
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """What the default signature takes."""
         if self.reads_texts:
-            tokens = tuple(self.models[0].input.keys())
-            return self.text_inputs if isinstance(self.inside, Inside) else tokens
+            return self.text_inputs if isinstance(self.inside, Inside) else self.token_inputs
         return ("image_bytes",) if self.recipe.backbone.channels in COLOURS else ("images",)
 
     def settled(self, texts: Sequence[tuple[str, ...]]) -> Served:
@@ -127,6 +150,8 @@ class Served:
         text = self.inside.differing(texts, tokenizer, self.recipe)
         if not text:
             return self
+        if self.tags:
+            raise ExportError(f"the operations of TensorFlow make other tokens of {text!r:.80}.")
         why = f"the operations of TensorFlow make other tokens of {text!r:.80}"
         return dataclasses.replace(self, inside=why)
 
@@ -136,12 +161,41 @@ class Served:
         Args:
             inputs: Of the network, a batch.
         """
+        if self.writes:
+            return self._written(inputs)
         how = EXPORTED[self.recipe.task.name]
         raw = [tf.cast(model(inputs, training=False), tf.float32) for model in self.models]
         said = [how.activate(each) for each in raw]
         # Of one model nothing is added up, so that it says what it says.
         mean = said[0] if len(said) == 1 else tf.add_n(said) / len(said)
         return how.named(mean, self.outputs)
+
+    def _written(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what a model writes, with its text where the tokenizer is inside."""
+        tokenizer = self.models[0].preprocessor.tokenizer
+        write = writing.writer_of(self.models[0], self.recipe, tokenizer)
+        ids = write(inputs)
+        found = {"written_ids": ids.to_tensor(tokenizer.pad_id)}
+        if isinstance(self.inside, Inside):
+            skip = tuple({tokenizer.id_of(role) for role in tokenizer.special})
+            found["written"] = self.inside.rules.texts(ids, skip)
+        return found
+
+    def _tagged(self, text: Tensor) -> dict[str, Tensor]:
+        """Returns the tag of every word of texts."""
+        assert isinstance(self.inside, Inside)
+        inputs, place, real = self.inside.of_words(text)
+        shares = self.answers(inputs)["probabilities"]
+        of_words = tf.gather(shares, tf.maximum(place, 0), batch_dims=1)
+        names = tf.constant(self.outputs.names)
+        best = tf.argmax(of_words, axis=-1, output_type=tf.int32)
+        tags = tf.where(place >= 0, tf.gather(names, best), usual_tag(self.outputs))
+        kept = tf.ragged.boolean_mask(tags, real)
+        return {
+            "tags": tf.strings.reduce_join(kept, axis=1, separator=" "),
+            "word_tags": kept.to_tensor(""),
+            "word_probabilities": tf.where((place >= 0)[..., tf.newaxis], of_words, 0.0),
+        }
 
     def signatures(self) -> dict[str, Any]:
         """Returns the functions that are served, by name."""
@@ -174,6 +228,8 @@ class Served:
         if isinstance(inside, Inside):
 
             def of_texts(text: Tensor, pair: Tensor | None = None) -> dict[str, Tensor]:
+                if self.tags:
+                    return self._tagged(text)
                 return self.answers(inside.inputs(text, pair))
 
             names = self.text_inputs
@@ -183,7 +239,7 @@ class Served:
         def of_tokens(**inputs: Tensor) -> dict[str, Tensor]:
             return self.answers(inputs)
 
-        names = tuple(self.models[0].input.keys())
+        names = self.token_inputs
         specs = {name: tf.TensorSpec((None, None), tf.int32) for name in names}
         made[TOKENS] = _traced(of_tokens, **specs)
         return {DEFAULT: made[TOKENS], **made}
@@ -195,7 +251,7 @@ class Served:
         answers: Callable[..., dict[str, Tensor]],
     ) -> None:
         """Adds the signature that takes `tf.Example`, where there are classes."""
-        if not self.outputs.names or "probabilities" not in EXPORTED[self.recipe.task.name].returns:
+        if self.writes or self.tags or self.recipe.task.name.endswith("regression"):
             return
         names = tf.constant(self.outputs.names)
 
@@ -230,12 +286,10 @@ class Answer:
     Args:
         activate: From logits, or numbers, to what models agree on by their mean.
         named: From that to the outputs of a signature.
-        returns: Names of the outputs.
     """
 
     activate: Callable[[Tensor], Tensor]
     named: Callable[[Tensor, Outputs], dict[str, Tensor]]
-    returns: tuple[str, ...]
 
 
 def _classes(shares: Tensor, outputs: Outputs) -> dict[str, Tensor]:
@@ -268,13 +322,15 @@ def _values(numbers: Tensor, outputs: Outputs) -> dict[str, Tensor]:
     return {"values": numbers}
 
 
-_CLASSES = Answer(
-    tf.nn.softmax,
-    _classes,
-    ("label", "class_id", "probability", "probabilities", "top_labels", "top_probabilities"),
-)
-_LABELS = Answer(tf.nn.sigmoid, _labels, ("probabilities", "present", "labels"))
-_NUMBERS = Answer(tf.identity, _values, ("values",))
+def _tags(shares: Tensor, outputs: Outputs) -> dict[str, Tensor]:
+    return {"probabilities": shares}
+
+
+_CLASSES = Answer(tf.nn.softmax, _classes)
+_LABELS = Answer(tf.nn.sigmoid, _labels)
+_NUMBERS = Answer(tf.identity, _values)
+_TAGS = Answer(tf.nn.softmax, _tags)
+_TEXTS = Answer(tf.identity, _values)  # which `writing` answers
 
 EXPORTED: dict[str, Answer] = {
     "image_classification": _CLASSES,
@@ -284,6 +340,9 @@ EXPORTED: dict[str, Answer] = {
     "text_pair_classification": _CLASSES,
     "text_multilabel": _LABELS,
     "text_regression": _NUMBERS,
+    "token_classification": _TAGS,
+    "text_to_text": _TEXTS,
+    "text_generation": _TEXTS,
 }
 """What is served, by task."""
 

@@ -19,7 +19,7 @@ from kerastune_ft.backbones.tokenizer_families import Frame, family
 from kerastune_ft.backbones.tokenizers import Tokenizer, Truncation
 from kerastune_ft.data import tokenizing
 from kerastune_ft.data.texts import Texts
-from kerastune_ft.exports.vocabularies import Rules, rules_of
+from kerastune_ft.exports.vocabularies import SPACE, Rules, rules_of
 
 if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe, TextCleaning
@@ -42,6 +42,7 @@ class Inside:
         segments: Whether the network wants to know which text a token is of.
         mending: What is mended in every text first.
         pair: Whether two texts are read.
+        words: Whether the words of a text are told apart first.
     """
 
     rules: Rules
@@ -52,12 +53,11 @@ class Inside:
     segments: bool
     mending: TextCleaning
     pair: bool
+    words: bool
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, recipe: Recipe) -> Inside | str:
         """Returns the tokenizer of a run, or why it cannot run in a graph."""
-        if recipe.task.name == "token_classification":
-            return "words are told apart before they become tokens"
         mending = recipe.data.cleaning.text
         if mending.html or mending.mojibake or mending.control:
             return (
@@ -67,6 +67,11 @@ class Inside:
         rules = rules_of(tokenizer)
         if isinstance(rules, str):
             return rules
+        length, truncation = tokenizing.length_of(recipe), recipe.data.truncation
+        if recipe.task.name == "token_classification":
+            rules, truncation = rules.of_words(), "head"
+        elif recipe.task.name == "text_generation":
+            length, truncation = tokenizing.prompt_length(recipe), "tail"
         row = family(tokenizer.model_type)
         pair = recipe.data.pair_column is not None
         frame = row.pair if pair else row.single
@@ -76,11 +81,12 @@ class Inside:
             rules,
             frame,
             {**special, "pad": tokenizer.pad_id},
-            tokenizing.length_of(recipe),
-            recipe.data.truncation,
+            length,
+            truncation,
             tokenizing.language_of(recipe).segments,
             mending,
             pair,
+            recipe.task.name == "token_classification",
         )
 
     def inputs(self, texts: Tensor, pairs: Tensor | None = None) -> dict[str, Tensor]:
@@ -90,16 +96,42 @@ class Inside:
             texts: `string (batch,)`, UTF-8.
             pairs: Of pairs, the second texts.
         """
+        return self.framed([self.tokens(column) for column in (texts, pairs) if column is not None])
+
+    def of_words(self, texts: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Returns inputs of texts whose words are told apart by white space.
+
+        Returns:
+            The inputs; where the first token of each word is, `int32 (batch, words)`, -1 of a word
+            that the network does not see; and which words there are, `bool (batch, words)`.
+        """
         import tensorflow as tf
 
-        parts = [self.tokens(column) for column in (texts, pairs) if column is not None]
+        plain = tf.strings.strip(tf.strings.regex_replace(texts, rf"[{SPACE}]+", " "))
+        words = tf.strings.split(plain, " ")
+        words = tf.ragged.boolean_mask(words, words != "")
+        tokens = tf.RaggedTensor.from_row_splits(self.tokens(words.values), words.row_splits)
+        counts = words.with_values(tokens.values.row_lengths())
+        many = counts.to_tensor(0)
+        first = tf.cumsum(many, axis=1, exclusive=True)
+        fixed = len(self.frame) - 1
+        before = next(at for at, (role, _) in enumerate(self.frame) if role == "A")
+        seen = (many > 0) & (first < self.length - fixed)
+        place = tf.cast(tf.where(seen, first + before, -1), tf.int32)
+        real = tf.sequence_mask(words.row_lengths(), tf.shape(place)[1])
+        return self.framed([tokens.merge_dims(1, 2)]), place, real
+
+    def framed(self, parts: Sequence[Any]) -> dict[str, Tensor]:
+        """Returns the inputs of the network of tokens of one text or two, ragged."""
+        import tensorflow as tf
+
         lengths = [part.row_lengths() for part in parts]
         fixed = len(self.frame) - len(parts)
         room = self.length - fixed
         kept = [tf.minimum(lengths[0], room)]
         if len(parts) > 1:
             kept = _longest_first(lengths[0], lengths[1], room)
-        batch = tf.shape(texts, tf.int64)[0]
+        batch = parts[0].nrows()
         pieces, numbers = [], []
         for role, segment in self.frame:
             if role in "AB":
@@ -147,12 +179,15 @@ class Inside:
         import tensorflow as tf
 
         columns = [tuple(column) for column in zip(*rows, strict=True)]
-        wanted, _ = tokenizing.inputs_of(Texts(*columns), tokenizer, recipe)
-        made = tf.function(self.inputs)
+        words = tuple(tuple(text.split()) for text in columns[0]) if self.words else None
+        held = Texts(columns[0], columns[1] if self.pair else None, words)
+        wanted, _ = tokenizing.inputs_of(held, tokenizer, recipe)
+        made = tf.function(self.of_words if self.words else self.inputs)
         for start in range(0, len(rows), _BATCH):
             some = np.arange(start, min(start + _BATCH, len(rows)))
-            given = [tf.constant([column[row] for row in some]) for column in columns]
-            got = {name: np.asarray(value) for name, value in made(*given).items()}
+            told = made(*(tf.constant([column[row] for row in some]) for column in columns))
+            inputs = told[0] if self.words else told
+            got = {name: np.asarray(value) for name, value in inputs.items()}
             for row, length, *found in zip(
                 some, got["padding_mask"].sum(1), *(got.values()), strict=True
             ):

@@ -41,9 +41,13 @@ _BATCH = 16
 _ROUNDS = 20
 _SHOWN = 5
 _CLOSE = 1e-3
+_OTHER_TEXT, _ERROR = 1.0, 2.0
 
 Raw: TypeAlias = bytes | tuple[str, ...]
-Answers: TypeAlias = Callable[[Sequence[Raw]], NDArray[np.float64]]
+Answer: TypeAlias = NDArray[np.float64] | str
+"""Probabilities or numbers, or a text."""
+
+Answers: TypeAlias = Callable[[Sequence[Raw]], Sequence[Answer]]
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,13 @@ class Difference:
 
     Args:
         name: Of the example.
-        expected: What the training process said: probabilities, or numbers.
+        expected: What the training process said: probabilities, numbers, or a text.
         got: What the export says, or its error.
-        largest: Difference, in the unit of `TOLERANCE`; infinite of an error.
+        largest: Difference, in the unit of `TOLERANCE`; 1 of texts, 2 of an error.
     """
 
     name: str
-    expected: tuple[float, ...]
+    expected: tuple[float, ...] | str
     got: tuple[float, ...] | str
     largest: float
 
@@ -73,7 +77,8 @@ class Verified:
         missing: Why no more of them were, "" if all were.
         refused: Names of examples that an export cannot read, and says so.
         largest: Difference of all that answered, in the unit of `TOLERANCE`.
-        agreement: Share of examples of which both name the same class; None of numbers.
+        agreement: Share of examples of which both name the same class, or say the same text; None
+            of numbers.
         differences: Above `TOLERANCE`, the largest first.
         latency: Milliseconds of a request by its number of examples, median; {} over a network.
     """
@@ -117,7 +122,7 @@ def expect(folder: Path, run: Run, served: Served, found: Examples | str) -> Non
     (folder / EXTRA / _ODD).mkdir(parents=True, exist_ok=True)
     odd = []
     for name, raw, said in expected.of_odd(served, predictions.tokenizer_of(_first(run, served))):
-        row: dict[str, Any] = {"name": name, "expected": _listed(said)}
+        row: dict[str, Any] = {"name": name, "expected": _plain(said)}
         if isinstance(raw, bytes):
             (folder / EXTRA / _ODD / name).write_bytes(raw)
         else:
@@ -128,7 +133,7 @@ def expect(folder: Path, run: Run, served: Served, found: Examples | str) -> Non
         told = expected.of_split(run, served, found.split)
         pairs = zip(found.split.names, found.digests(), told, strict=True)
         rows = [
-            {"name": name, "sha256": digest, "expected": _listed(said)}
+            {"name": name, "sha256": digest, "expected": _plain(said)}
             for name, digest, said in pairs
         ]
     content = {
@@ -160,28 +165,22 @@ def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> 
     record = _record(folder)
     answers = _of_server(url, folder, contract) if url else of_graph(folder, contract)
     scale = np.asarray(record["scale"], np.float64)
-    inputs = [
-        (row["name"], _odd_input(folder, row), np.asarray(row["expected"])) for row in record["odd"]
-    ]
+    inputs = [(row["name"], _odd_input(folder, row), _read(row)) for row in record["odd"]]
     odd = len(inputs)
     more, missing = _examples(record, run)
     differences, refused, errors, same = [], [], [], []
-    numbers = "regression" in contract.task
     for name, expected, said in _answered(answers, inputs + more):
-        if isinstance(said, str):
-            if _is_refusal(said):
+        if isinstance(said, ExportError):
+            if _is_refusal(str(said)):
                 refused.append(name)
             else:
-                differences.append(Difference(name, tuple(expected), said, float("inf")))
+                differences.append(Difference(name, _shown(expected), str(said), _ERROR))
             continue
-        error = float(np.max(np.abs(said - expected) / scale))
+        error, alike = _compared(expected, said, scale)
         errors.append(error)
-        if not numbers:
-            two = np.sort(expected)[-2:]
-            tie = len(two) > 1 and two[1] - two[0] < _CLOSE
-            same.append(bool(expected.argmax() == said.argmax()) or tie)
+        same.append(alike)
         if not error <= record["tolerance"]:
-            differences.append(Difference(name, tuple(expected), tuple(said), error))
+            differences.append(Difference(name, _shown(expected), _shown(said), error))
     if not errors:
         raise ExportError(f"'{folder}': there was nothing to compare; export again.")
     latency = {} if url else _latency(answers, [raw for _, raw, _ in inputs if raw is not None])
@@ -191,7 +190,7 @@ def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> 
         missing=missing,
         refused=tuple(refused),
         largest=max(errors),
-        agreement=None if numbers else float(np.mean(same)),
+        agreement=None if "regression" in contract.task else float(np.mean(same)),
         differences=tuple(sorted(differences, key=lambda row: -row.largest)),
         latency=latency,
     )
@@ -208,26 +207,37 @@ def requests(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _answered(
-    answers: Answers, inputs: Sequence[tuple[str, Raw, NDArray[np.float64]]]
-) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64] | str]]:
+    answers: Answers, inputs: Sequence[tuple[str, Raw, Answer]]
+) -> list[tuple[str, Answer, Answer | ExportError]]:
     """Asks in batches; one that fails is asked again one by one, to know which it was."""
-    told: list[tuple[str, NDArray[np.float64], NDArray[np.float64] | str]] = []
+    told: list[tuple[str, Answer, Answer | ExportError]] = []
     for start in range(0, len(inputs), _BATCH):
         some = inputs[start : start + _BATCH]
+        said: Sequence[Answer | ExportError]
         try:
-            said: Sequence[Any] = answers([raw for _, raw, _ in some])
+            said = answers([raw for _, raw, _ in some])
         except ExportError:
             said = [_alone(answers, raw) for _, raw, _ in some]
         told += [(name, expected, one) for (name, _, expected), one in zip(some, said, strict=True)]
     return told
 
 
-def _alone(answers: Answers, raw: Raw) -> NDArray[np.float64] | str:
+def _alone(answers: Answers, raw: Raw) -> Answer | ExportError:
     try:
-        found: NDArray[np.float64] = answers([raw])[0]
+        return answers([raw])[0]
     except ExportError as error:
-        return str(error)
-    return found
+        return error
+
+
+def _compared(expected: Answer, said: Answer, scale: NDArray[np.float64]) -> tuple[float, bool]:
+    """Returns the difference of two answers, and whether both name the same."""
+    if isinstance(expected, str) or isinstance(said, str):
+        alike = isinstance(said, str) and said == expected
+        return (0.0 if alike else _OTHER_TEXT), alike
+    two = np.sort(expected)[-2:]
+    tie = len(two) > 1 and two[1] - two[0] < _CLOSE
+    alike = tie or bool(expected.argmax() == said.argmax())
+    return float(np.max(np.abs(said - expected) / scale)), alike
 
 
 def plain(said: str) -> str:
@@ -263,12 +273,14 @@ def of_graph(folder: Path, contract: Contract) -> Answers:
     signature = loaded.signatures["serving_default"]
     wanted = _wanted(folder, contract)
 
-    def answers(raw: Sequence[Raw]) -> NDArray[np.float64]:
+    told = _teller(folder)
+
+    def answers(raw: Sequence[Raw]) -> Sequence[Answer]:
         try:
             said = signature(**{key: tf.constant(value) for key, value in wanted(raw).items()})
         except tf.errors.OpError as error:
             raise ExportError(error.message) from error
-        return _numbers(said)
+        return told({key: value.numpy() for key, value in said.items()})
 
     answers.loaded = loaded  # type: ignore[attr-defined]  # owns the variables
     return answers
@@ -278,10 +290,10 @@ def _of_server(url: str, folder: Path, contract: Contract) -> Answers:
     """Returns what asks a server."""
     from kerastune_ft.serving import client
 
-    wanted = _wanted(folder, contract)
+    wanted, told = _wanted(folder, contract), _teller(folder)
 
-    def answers(raw: Sequence[Raw]) -> NDArray[np.float64]:
-        return _numbers(client.predict(url, contract.name, "serving_default", wanted(raw)))
+    def answers(raw: Sequence[Raw]) -> Sequence[Answer]:
+        return told(client.predict(url, contract.name, "serving_default", wanted(raw)))
 
     return answers
 
@@ -302,14 +314,30 @@ def _wanted(folder: Path, contract: Contract) -> Callable[[Sequence[Raw]], dict[
     return expected.tokens_of_bundle(folder / EXTRA)
 
 
-def _numbers(said: Mapping[str, Any]) -> NDArray[np.float64]:
-    key = "probabilities" if "probabilities" in said else "values"
-    return np.asarray(said[key], np.float64)
+def _teller(folder: Path) -> Callable[[Mapping[str, Any]], Sequence[Answer]]:
+    """Returns what makes answers of the outputs of `serving_default`."""
+
+    def told(said: Mapping[str, Any]) -> Sequence[Answer]:
+        for name in ("written", "tags"):
+            if name in said:
+                return [_text(value) for value in said[name]]
+        if "written_ids" in said:
+            from kerastune_ft.exports import expected
+
+            return expected.texts_of_bundle(folder / EXTRA, said["written_ids"])
+        values = said["probabilities"] if "probabilities" in said else said["values"]
+        return list(np.asarray(values, np.float64))
+
+    return told
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _examples(
     record: Mapping[str, Any], moved: Path | None
-) -> tuple[list[tuple[str, Raw, NDArray[np.float64]]], str]:
+) -> tuple[list[tuple[str, Raw, Answer]], str]:
     """Returns the examples of the run's data that are at hand, and why no more are."""
     rows = record["examples"]
     if not rows:
@@ -321,7 +349,7 @@ def _examples(
         return [], str(error)
     known = dict(zip(found.digests(), found.raw, strict=True))
     pairs = [(row, known.get(row["sha256"])) for row in rows]
-    there = [(row["name"], raw, np.asarray(row["expected"])) for row, raw in pairs if raw]
+    there = [(row["name"], raw, _read(row)) for row, raw in pairs if raw]
     lost = sum(raw is None for _, raw in pairs)
     return there, f"{lost} of {len(rows)} have changed" if lost else ""
 
@@ -364,12 +392,22 @@ def _first(run: Run, served: Served) -> Run:
     return predictions.members(run, served.recipe)[0]
 
 
-def _listed(values: NDArray[Any]) -> list[float]:
-    return [float(value) for value in values]
+def _plain(said: Answer) -> str | list[float]:
+    """Returns an answer as JSON has it."""
+    return said if isinstance(said, str) else [float(value) for value in said]
+
+
+def _read(row: Mapping[str, Any]) -> Answer:
+    expected = row["expected"]
+    return expected if isinstance(expected, str) else np.asarray(expected, np.float64)
+
+
+def _shown(said: Answer) -> tuple[float, ...] | str:
+    return said if isinstance(said, str) else tuple(float(value) for value in said)
 
 
 def _short(values: Sequence[float] | str) -> str:
     if isinstance(values, str):
-        return values.splitlines()[0][:120]
+        return repr(values)[:120]
     best = int(np.argmax(values))
     return f"output {best} is {values[best]:.6g}"

@@ -11,6 +11,7 @@ keeps what it has seen: a server must not grow with its requests.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ Facts: TypeAlias = Mapping[str, Any]
 _LONGEST_WORD = 100
 # What BERT's tokenizer takes out before anything else.
 _REMOVED = r"[\x{0}\x{FFFD}\x{1}-\x{8}\x{B}\x{C}\x{E}-\x{1F}\x{7F}-\x{9F}]|\p{Cf}|\p{Co}"
-_SPACE = r"\s\x{0B}\x{1C}-\x{1F}\x{85}\p{Z}"
+SPACE = r"\s\x{0B}\x{1C}-\x{1F}\x{85}\p{Z}"
 # GPT-2's words; what looks ahead, which RE2 cannot, is done afterwards.
-_WORDS = rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+| ?\p{{N}}+| ?[^{_SPACE}\p{{L}}\p{{N}}]+|[{_SPACE}]+"
+_WORDS = rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+| ?\p{{N}}+| ?[^{SPACE}\p{{L}}\p{{N}}]+|[{SPACE}]+"
 
 
 class Rules(Protocol):
@@ -42,6 +43,17 @@ class Rules(Protocol):
     @property
     def resources(self) -> list[Any]:
         """What a SavedModel has to own."""
+
+    def of_words(self) -> Rules:
+        """Returns the rules for words that were told apart before."""
+
+    def texts(self, ids: Any, skip: tuple[int, ...]) -> Tensor:
+        """Returns the texts of tokens, `string (n,)`.
+
+        Args:
+            ids: Ragged `int32 (n, None)`.
+            skip: Tokens that are left out.
+        """
 
 
 def rules_of(tokenizer: Tokenizer) -> Rules | str:
@@ -86,6 +98,14 @@ class WordPiece:
             lower_case_nfd_strip_accents=self.lower_case,
         )
         return tokenizer.tokenize(tf.strings.regex_replace(texts, _REMOVED, ""))
+
+    def of_words(self) -> Rules:
+        """See `Rules`."""
+        return self
+
+    def texts(self, ids: Any, skip: tuple[int, ...]) -> Tensor:
+        """See `Rules`."""
+        raise AssertionError("networks with WordPiece write no texts")
 
 
 def _word_piece(facts: Facts) -> WordPiece | str:
@@ -151,6 +171,14 @@ class Unigram:
                 texts = tf_text.normalize_utf8(texts, name)
         return self._operation.tokenize(texts)
 
+    def of_words(self) -> Rules:
+        """See `Rules`."""
+        return self
+
+    def texts(self, ids: Any, skip: tuple[int, ...]) -> Tensor:
+        """See `Rules`."""
+        return self._operation.detokenize(_without(ids, skip))
+
 
 _NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3
 
@@ -162,7 +190,7 @@ def _unigram(facts: Facts) -> Unigram | str:
     if isinstance(found, str):
         return found
     steps, charsmap = found
-    steps = (*steps, ("Replace", rf"[{_SPACE}]+", " "))  # of which SentencePiece knows one alone
+    steps = (*steps, ("Replace", rf"[{SPACE}]+", " "))  # of which SentencePiece knows one alone
     split = _listed(facts.get("pre_tokenizer"), "pretokenizers")
     kinds = [step["type"] for step in split]
     metaspace = split[-1] if split else {}
@@ -230,11 +258,13 @@ class BytePairs:
 
     Args:
         octets: The number of the token of each of the 256 octets.
+        pieces: Of each token the octets that it stands for.
         merges: Two tokens and the one that they become, the most urgent first.
         space_first: Whether a text begins with a space that it does not have.
     """
 
     octets: tuple[int, ...]
+    pieces: tuple[bytes, ...]
     merges: tuple[tuple[int, int, int], ...]
     space_first: bool
 
@@ -259,7 +289,7 @@ class BytePairs:
         import tensorflow as tf
 
         if self.space_first:
-            begins = tf.strings.regex_full_match(texts, rf"(?s)[{_SPACE}].*|")
+            begins = tf.strings.regex_full_match(texts, rf"(?s)[{SPACE}].*|")
             texts = tf.where(begins, texts, tf.strings.join([" ", texts]))
         words = self._words(texts)
         octets = tf.strings.bytes_split(words.values)
@@ -274,6 +304,20 @@ class BytePairs:
         whole = tf.RaggedTensor.from_row_splits(kept, words.row_splits)
         return tf.cast(whole.merge_dims(1, 2), tf.int32)
 
+    def of_words(self) -> Rules:
+        """See `Rules`."""
+        return dataclasses.replace(self, space_first=True)
+
+    def texts(self, ids: Any, skip: tuple[int, ...]) -> Tensor:
+        """See `Rules`."""
+        import tensorflow as tf
+
+        pieces = tf.gather(tf.constant(self.pieces), _without(ids, skip))
+        joined = tf.strings.reduce_join(pieces, axis=1)
+        return tf.strings.unicode_transcode(
+            joined, "UTF-8", "UTF-8", replace_control_characters=False
+        )
+
     def _words(self, texts: Tensor) -> Any:
         """Returns the words of each text, ragged `string (n, None)`."""
         import tensorflow as tf
@@ -283,7 +327,7 @@ class BytePairs:
         # Of spaces before a word the last one is the word's, or a word of its own.
         words = found.values
         row = found.value_rowids()
-        blank = tf.strings.regex_full_match(words, rf"[{_SPACE}]+")
+        blank = tf.strings.regex_full_match(words, rf"[{SPACE}]+")
         same = tf.concat([row[1:] == row[:-1], tf.zeros([tf.minimum(tf.size(row), 1)], tf.bool)], 0)
         letters = tf.strings.length(words, unit="UTF8_CHAR")
         parted = blank & same & (letters > 1)
@@ -367,7 +411,20 @@ def _byte_pairs(facts: Facts) -> BytePairs | str:
             merges.append((vocabulary[left], vocabulary[right], vocabulary[left + right]))
     except KeyError as error:
         return f"its vocabulary has no {error}"
-    return BytePairs(octets, tuple(merges), bool(split.get("add_prefix_space")))
+    octet_of = {letter: octet for octet, letter in letters.items()}
+    pieces = [b""] * (max(vocabulary.values()) + 1)
+    for piece, number in vocabulary.items():
+        known = [octet_of.get(letter) for letter in piece]
+        pieces[number] = piece.encode() if None in known else bytes(octet_of[x] for x in piece)
+    first = bool(split.get("add_prefix_space"))
+    return BytePairs(octets, tuple(pieces), tuple(merges), first)
+
+
+def _without(ids: Any, skip: tuple[int, ...]) -> Any:
+    import tensorflow as tf
+
+    kept = tf.reduce_all(ids.values[:, tf.newaxis] != tf.constant(skip, tf.int32), axis=1)
+    return tf.ragged.boolean_mask(ids, ids.with_values(kept))
 
 
 def _letters_of_octets() -> dict[int, str]:
