@@ -99,9 +99,10 @@ def _version(folder: Path) -> Opened:
         for start in range(0, len(rows), _BATCH):
             some = [int(at) for at in order[start : start + _BATCH]]
             said |= dict(zip(some, answers([rows[at] for at in some]), strict=True))
-        return [
-            {**how.says(said[at], outputs), "truncated": bool(cut[at])} for at in range(len(rows))
-        ]
+        return [{**shown(said[at]), "truncated": bool(cut[at])} for at in range(len(rows))]
+
+    def shown(said: verification.Answer) -> dict[str, Any]:
+        return {"predicted": said} if isinstance(said, str) else how.says(said, outputs)
 
     def predict(
         paths: Sequence[Path], texts: Sequence[str] = (), known: Container[str] = ()
