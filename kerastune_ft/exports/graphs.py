@@ -366,7 +366,7 @@ def _name_method(folder: Path) -> None:
     path = str(folder)
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(path)
     try:
-        updater.replace_method_name(CLASSIFY, _CLASSIFY_METHOD, tags="serve")
+        updater.replace_method_name(CLASSIFY, _CLASSIFY_METHOD, tags=["serve"])
     except ValueError:  # there is no such signature
         return
     updater.save()
