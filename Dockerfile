@@ -9,7 +9,7 @@
 #   docker build -t kft:gpu --build-arg EXTRAS=gpu .
 #   docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" kft fit recipe.yaml
 #   docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" --gpus all kft:gpu fit recipe.yaml
-#   docker build -t mobilenet:1 --target serve --build-arg MODEL_NAME=mobilenet \
+#   docker build -t mobilenet:1 --target serve --build-arg MODEL=mobilenet \
 #       --build-context export=runs/mobilenet/export .
 #   docker run --rm --init -p 8500:8500 -p 8501:8501 mobilenet:1
 #
@@ -92,9 +92,10 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --retries=3 \
 ENTRYPOINT ["/bin/bash", "/opt/kft/serve.sh"]
 
 FROM server AS serve
-ARG MODEL_NAME=model
-ENV MODEL_NAME=${MODEL_NAME}
-COPY --from=export --chown=65534:65534 / /models/${MODEL_NAME}/
+# Not called MODEL_NAME, which the image has in its environment: that would win.
+ARG MODEL=model
+ENV MODEL_NAME=${MODEL}
+COPY --from=export --chown=65534:65534 / /models/${MODEL}/
 RUN ["/bin/bash", "/opt/kft/serve.sh", "--check"]
 
 FROM kft AS train

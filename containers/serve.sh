@@ -20,7 +20,7 @@ for name in models.config batching.config monitoring.config; do
         fail "'$base/$name' is missing, or user $EUID may not read it; put the folder there that 'kft export' wrote: -v \"\$PWD/runs/NAME/export:$base:ro\", or --build-context export=runs/NAME/export."
 done
 [[ $(<"$base/models.config") == *"name: \"$MODEL_NAME\""* ]] ||
-    fail "'$base/models.config' is of another model than '$MODEL_NAME'; set MODEL_NAME to its name, or export again with --name $MODEL_NAME."
+    fail "'$base/models.config' is of another model than '$MODEL_NAME'; set MODEL_NAME (of a build --build-arg MODEL=) to its name, or export again with --name $MODEL_NAME."
 compgen -G "$base/[1-9]*/saved_model.pb" >/dev/null ||
     fail "'$base' has no version, such as 1/saved_model.pb; run 'kft export' again."
 
