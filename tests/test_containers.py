@@ -954,7 +954,7 @@ def test_lines_of_the_readme_ask_by_grpc(
     (tmp_path / "photo.jpg").write_bytes(picture)
 
     class Answers(service.PredictionServiceServicer):  # type: ignore[misc]
-        def Predict(self, request: Any, context: Any) -> Any:
+        def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802
             assert request.model_spec.name == "mobilenet"
             assert list(tf.make_ndarray(request.inputs["image_bytes"])) == [picture]
             answer = predict_pb2.PredictResponse()
