@@ -54,7 +54,7 @@ COPY recipes /src/recipes
 COPY kerastune_ft /src/kerastune_ft
 RUN python -m pip install --no-deps /src \
     && python -m pip check \
-    && rm -r /src/build /src/*.egg-info
+    && rm -rf /src/build /src/*.egg-info
 # Of whoever runs it; without it a user that the image does not know would be at home in /.
 ENV HOME=/home/kft
 USER kft

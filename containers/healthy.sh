@@ -2,7 +2,7 @@
 # Ends with 0 if a version of $MODEL_NAME is AVAILABLE at the REST port of this container, else with
 # 1. Only what bash has is used: TensorFlow Serving's image has no curl.
 set -u
-seconds=4 # less than the time that HEALTHCHECK allows
+seconds=3 # less than the time that HEALTHCHECK allows
 
 exec 3<>"/dev/tcp/127.0.0.1/${REST_PORT:-8501}" || exit 1
 printf 'GET /v1/models/%s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' \

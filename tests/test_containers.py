@@ -1,4 +1,4 @@
-"""Dockerfile, compose.yaml and files of a server: all that needs no container engine."""
+"""Dockerfile and files of a server: all that needs no container engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from typing import Any
 
 import pytest
 from dockerfiles import Dockerfile, ignored, moved
-from ruamel.yaml import YAML
 
 from kerastune_ft import cli
 from kerastune_ft.exports import server_files
@@ -34,7 +33,6 @@ ROOT = Path(__file__).parents[1]
 DOCKERFILE = Dockerfile(ROOT / "Dockerfile")
 CONTAINERS = ROOT / "containers"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMPOSE = (ROOT / "compose.yaml").read_text(encoding="utf-8")
 HERE = Path(sys.executable).parent
 TARGETS = ("train", "serve", "server", "serve-kft")
 LATENCY = {1: 10.0, 8: 40.0, 32: 200.0}
@@ -151,7 +149,7 @@ def test_the_shell_of_every_step_can_be_parsed(target: str) -> None:
     for step in steps:
         subprocess.run(["/bin/sh", "-n", "-c", step.text], check=True)
         subprocess.run(["/bin/bash", "-n", "-c", step.text], check=True)
-    assert len(steps) > (target.startswith(("train", "serve-kft")))
+    assert bool(steps) is (target in ("train", "serve-kft"))  # the others have the list form
 
 
 @pytest.mark.parametrize("script", sorted(CONTAINERS.glob("*.sh")), ids=lambda path: path.name)
@@ -227,7 +225,7 @@ def test_what_is_copied_is_the_whole_package(wheel: Path) -> None:
     assert wanted <= packed
 
 
-def _requirements(*arguments: str) -> subprocess.CompletedProcess[str]:
+def requirements(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, CONTAINERS / "requirements.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -250,7 +248,7 @@ def test_what_is_installed_first_is_what_the_package_requires(wheel: Path) -> No
         }
 
     for extra in ["", *extras]:
-        done = _requirements(str(ROOT / "setup.cfg"), extra)
+        done = requirements(str(ROOT / "setup.cfg"), extra)
         assert done.returncode == 0, done.stderr
         rows = [Requirement(line) for line in done.stdout.splitlines()]
         found = {
@@ -263,8 +261,8 @@ def test_what_is_installed_first_is_what_the_package_requires(wheel: Path) -> No
 
 def test_several_extras_and_an_empty_one_can_be_given() -> None:
     setup = str(ROOT / "setup.cfg")
-    plain = _requirements(setup, "").stdout.splitlines()
-    both = _requirements(setup, "gpu, jax,").stdout.splitlines()
+    plain = requirements(setup, "").stdout.splitlines()
+    both = requirements(setup, "gpu, jax,").stdout.splitlines()
     assert [line for line in both if line not in plain] == [
         "tensorflow[and-cuda]>=2.21,<3",
         "jax>=0.6",
@@ -272,7 +270,7 @@ def test_several_extras_and_an_empty_one_can_be_given() -> None:
 
 
 def test_an_unknown_extra_is_an_error_that_names_the_known_ones() -> None:
-    done = _requirements(str(ROOT / "setup.cfg"), "cuda")
+    done = requirements(str(ROOT / "setup.cfg"), "cuda")
     assert done.returncode == 1
     assert "'cuda' is unknown; expected some of gpu, jax" in done.stderr
 
@@ -282,7 +280,7 @@ def test_extras_that_the_dockerfile_installs_exist() -> None:
     (extra,) = {found[1] for text in texts if (found := re.search(r"setup\.cfg (\w+) >", text))}
     if "serve" not in cli.main.commands:
         pytest.skip("there is no 'kft serve' yet")
-    assert _requirements(str(ROOT / "setup.cfg"), extra).returncode == 0
+    assert requirements(str(ROOT / "setup.cfg"), extra).returncode == 0
 
 
 @pytest.mark.slow
@@ -506,21 +504,23 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def answering(**answers: tuple[int, str]) -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
+def answering(
+    below: str = "/v1/models/", **answers: tuple[int, str]
+) -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
     """Yields the port of a server, and what it is asked: paths and bodies."""
-    known = {f"/v1/models/{path}": answer for path, answer in answers.items()}
+    known = {f"{below}{path}": answer for path, answer in answers.items()}
     handler = type("Handler", (_Answers,), {"answers": known, "asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_address[1], handler.asked
-        server.shutdown()
-        thread.join()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_address[1], handler.asked
+        finally:
+            server.shutdown()
 
 
 def healthy(port: int, name: str = "colours") -> int:
     """Returns the exit code of the server's HEALTHCHECK."""
-    command = _health("server")
+    command = health("server")
     assert command == ["/bin/bash", "/opt/kft/healthy.sh"]
     done = subprocess.run(
         [command[0], CONTAINERS / "healthy.sh"],
@@ -532,7 +532,7 @@ def healthy(port: int, name: str = "colours") -> int:
     return done.returncode
 
 
-def _health(target: str) -> list[str]:
+def health(target: str) -> list[str]:
     words = DOCKERFILE.last(target, "HEALTHCHECK").text
     assert words.startswith("CMD [")
     return [str(word) for word in json.loads(words.removeprefix("CMD "))]
@@ -583,223 +583,65 @@ def test_a_server_that_says_nothing_is_not_healthy_before_the_check_is_ended() -
 
 
 def test_kft_serve_is_healthy_when_it_is_ready() -> None:
-    *python, code = _health("serve-kft")
+    *python, script = health("serve-kft")
     assert python == ["python", "-c"]
 
     def ended(port: int) -> int:
-        here = code.replace("127.0.0.1:8501", f"127.0.0.1:{port}")
-        assert here != code
+        here = script.replace("127.0.0.1:8501", f"127.0.0.1:{port}")
+        assert here != script
         command = [sys.executable, "-c", here]
         return subprocess.run(command, capture_output=True, check=False).returncode
 
-    handler = type("Handler", (_Answers,), {"answers": {"/readyz": (200, "{}")}, "asked": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        port = server.server_address[1]
-        assert ended(port) == 0
-        handler.answers = {"/readyz": (503, "{}")}
-        assert ended(port) == 1
-        server.shutdown()
+    for code, ready in ((0, 200), (1, 503)):
+        with answering("/", readyz=(ready, "{}")) as (port, _):
+            assert ended(port) == code
     assert ended(port) == 1
-
-
-# compose.yaml
-
-
-def composed(**variables: str) -> dict[str, Any]:
-    """Returns compose.yaml as Docker Compose reads it: merged, with variables or their defaults."""
-
-    def value(found: re.Match[str]) -> str:
-        return variables.get(found[1]) or found[2]
-
-    text = re.sub(r"\$\{(\w+):-([^}]*)\}", value, COMPOSE)
-    assert "$" not in re.sub(r"(?m)^ *#.*$", "", text), "a variable without a default"
-    return dict(YAML(typ="safe").load(text))
-
-
-def services(**variables: str) -> dict[str, dict[str, Any]]:
-    return dict(composed(**variables)["services"])
-
-
-def test_compose_keeps_to_the_specification() -> None:
-    compose_spec = pytest.importorskip("compose_spec")
-    from compose_spec.models import ComposeSpecification
-
-    for variables in ({}, {"MODEL_NAME": "minilm", "SERVE_CPUS": "0.5", "EXTRAS": "jax"}):
-        content = composed(**variables)
-        content = {name: part for name, part in content.items() if not name.startswith("x-")}
-        compose_spec.PyCompose.from_dict(content).validate()
-        read = ComposeSpecification.model_validate(content)
-        # Keys that are not in the specification are left out by its model.
-        kept = json.loads(read.model_dump_json(exclude_unset=True, by_alias=True))
-        assert _keys(content) == _keys(kept)
-
-
-def test_the_specification_would_be_held_against_compose() -> None:
-    compose_spec = pytest.importorskip("compose_spec")
-    wrong = composed()
-    wrong["services"]["serve"]["restart"] = 5
-    with pytest.raises(ValueError):
-        compose_spec.PyCompose.from_dict(wrong)
-
-
-def _keys(content: object) -> set[str]:
-    if isinstance(content, dict):
-        inner = {f"{k}.{below}" for k, part in content.items() for below in _keys(part)}
-        return inner | set(content)
-    if isinstance(content, list):
-        return {below for part in content for below in _keys(part)}
-    return set()
-
-
-def test_docker_compose_takes_it() -> None:
-    docker = shutil.which("docker")
-    command = [str(docker), "compose", "version"]
-    if docker is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("no Docker Compose is installed")
-    subprocess.run([docker, "compose", "--profile", "*", "config", "-q"], cwd=ROOT, check=True)
-
-
-def test_services_are_built_of_targets_with_arguments_that_exist() -> None:
-    for name, service in services().items():
-        build = service["build"]
-        assert (ROOT / build["context"]).resolve() == ROOT
-        assert (ROOT / build.get("dockerfile", "Dockerfile")).is_file()
-        assert build["target"] in TARGETS, name
-        scoped = {step.text.partition("=")[0] for step in DOCKERFILE.steps(build["target"], "ARG")}
-        assert set(build.get("args", {})) <= scoped | set(DOCKERFILE.arguments), name
-    gpu = services(EXTRAS="jax")["train-gpu"]["build"]["args"]["EXTRAS"]
-    assert _requirements(str(ROOT / "setup.cfg"), gpu).returncode == 0
-
-
-def test_every_variable_is_explained_with_its_default() -> None:
-    used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE))
-    comment = COMPOSE[: COMPOSE.index("\nx-train")]
-    # "NAME, NAME [default, default] what it is"
-    rows = re.findall(r"(?m)^#   ((?:[A-Z_]+(?:, )?)+) +\[([^]]*)\]", comment)
-    told = {
-        name: default
-        for names, defaults in rows
-        for name, default in zip(names.split(", "), defaults.split(", "), strict=True)
-    }
-    assert told == {name: default or "none" for name, default in used.items()}
-    assert len(used) > 10
-
-
-def test_ports_and_mounts_are_those_of_the_images() -> None:
-    for name, service in services().items():
-        target = service["build"]["target"]
-        exposed = " ".join(step.text for step in DOCKERFILE.steps(target, "EXPOSE")).split()
-        inside = [port.rsplit(":", 1)[1] for port in service.get("ports", [])]
-        assert sorted(inside) == sorted(exposed), name
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-        for mount in service["volumes"]:
-            if mount["type"] == "bind":
-                # Docker would make a missing folder, as root.
-                assert mount["bind"]["create_host_path"] is False
-                assert mount.get("read_only", False) is (mount["target"] != "/work"), name
-
-
-def test_exports_are_mounted_where_the_servers_look_for_them() -> None:
-    found = services(MODEL_NAME="minilm", EXPORT="/exports/minilm")
-    for name in ("serve", "serve-gpu"):
-        (mount,) = found[name]["volumes"]
-        assert mount["source"] == "/exports/minilm"
-        assert found[name]["environment"]["MODEL_NAME"] == "minilm"
-        assert f'base_path: "{mount["target"]}"' in server_files.models("minilm")
-    (mount,) = found["serve-kft"]["volumes"]
-    assert mount["target"] in (DOCKERFILE.last("serve-kft", "CMD").listed or [])
-
-
-def test_training_is_mounted_where_the_image_works() -> None:
-    mounts = {mount["target"] for mount in services()["train"]["volumes"]}
-    home = shlex.split(DOCKERFILE.steps("train", "ENV")[0].text)
-    (cache,) = (word.partition("=")[2] for word in home if word.startswith("KFT_HOME="))
-    assert mounts == {DOCKERFILE.last("train", "WORKDIR").text, "/data", cache}
-    assert set(composed()["volumes"]) == {"cache"}
-
-
-def test_services_are_limited_and_come_back_only_if_they_serve() -> None:
-    for name, service in services().items():
-        limits = service["deploy"]["resources"]["limits"]
-        assert float(limits["cpus"]) > 0 and re.fullmatch(r"\d+G", limits["memory"])
-        serves = name.startswith("serve")
-        assert service["restart"] == ("unless-stopped" if serves else "no")
-        assert ("healthcheck" in service) is serves
-        if serves:
-            _health(service["build"]["target"])  # the test itself is the image's
-            assert service["read_only"] is True
-        assert service["cap_drop"] == ["ALL"]
-        assert service["init"] is True
-    cpus = [w.partition("=")[2] for w in services(SERVE_CPUS="3")["serve"]["command"]]
-    assert cpus == ["3", "3"]
-
-
-def test_gpus_are_asked_for_by_name_alone() -> None:
-    found = services()
-    gpus = {name for name, service in found.items() if "gpu" in service.get("profiles", [])}
-    assert gpus == {"train-gpu", "serve-gpu"}
-    for name, service in found.items():
-        reserved = service["deploy"]["resources"].get("reservations", {}).get("devices", [])
-        assert bool(reserved) is (name in gpus)
-    tag = found["serve-gpu"]["build"]["args"]["SERVING_IMAGE"]
-    assert tag == DOCKERFILE.arguments["SERVING_IMAGE"] + "-gpu"
-    # `docker compose up` alone serves, and trains nothing.
-    assert [name for name, service in found.items() if "profiles" not in service] == ["serve"]
 
 
 # Files of a server
 
 
-def message(name: str, fields: dict[str, str]) -> Any:
-    """Makes a message of protocol buffers, as the text format needs it: names and types.
+# Names and types, which is what the text format needs; the package tensorflow-serving-api has no
+# module of these. From tensorflow_serving/servables/tensorflow/session_bundle_config.proto and
+# tensorflow_serving/config/monitoring_config.proto.
+MESSAGES = {
+    "BatchingParameters": {
+        "max_batch_size": "Int64Value",
+        "batch_timeout_micros": "Int64Value",
+        "max_enqueued_batches": "Int64Value",
+        "num_batch_threads": "Int64Value",
+        "thread_pool_name": "StringValue",
+        "allowed_batch_sizes": "repeated int64",
+        "pad_variable_length_inputs": "bool",
+        "enable_large_batch_splitting": "BoolValue",
+        "max_execution_batch_size": "Int64Value",
+    },
+    "PrometheusConfig": {"enable": "bool", "path": "string"},
+    "MonitoringConfig": {"prometheus_config": "PrometheusConfig"},
+}
 
-    The package tensorflow-serving-api has no module of these.
 
-    Args:
-        name: Of the message.
-        fields: Name to type: a scalar's, or a message's that was made before.
-    """
+def message(name: str) -> Any:
+    """Makes an empty message of `MESSAGES`."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
 
-    pool = descriptor_pool.Default()
-    file = descriptor_pb2.FileDescriptorProto(
-        name=f"kft_tests/{name}.proto", package="kft_tests", syntax="proto3"
-    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    file = descriptor_pb2.FileDescriptorProto(name="kft.proto", package="kft", syntax="proto3")
     file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
-    made = file.message_type.add(name=name)
-    for number, (field, kind) in enumerate(fields.items(), start=1):
-        row = made.field.add(name=field, number=number)
-        row.label = row.LABEL_REPEATED if kind.startswith("repeated ") else row.LABEL_OPTIONAL
-        kind = kind.removeprefix("repeated ")
-        if kind[0].isupper():
-            row.type = row.TYPE_MESSAGE
-            row.type_name = f".google.protobuf.{kind}"
-            if kind == "PrometheusConfig":
-                row.type_name = f".kft_tests.{kind}"
-                file.dependency.append(f"kft_tests/{kind}.proto")
-        else:
-            row.type = getattr(row, f"TYPE_{kind.upper()}")
-    with contextlib.suppress(TypeError):  # the same file again
-        pool.Add(file)
-    found = pool.FindMessageTypeByName(f"kft_tests.{name}")
-    return message_factory.GetMessageClass(found)()
-
-
-# tensorflow_serving/servables/tensorflow/session_bundle_config.proto and
-# tensorflow_serving/config/monitoring_config.proto
-BATCHING = {
-    "max_batch_size": "Int64Value",
-    "batch_timeout_micros": "Int64Value",
-    "max_enqueued_batches": "Int64Value",
-    "num_batch_threads": "Int64Value",
-    "thread_pool_name": "StringValue",
-    "allowed_batch_sizes": "repeated int64",
-    "pad_variable_length_inputs": "bool",
-    "enable_large_batch_splitting": "BoolValue",
-    "max_execution_batch_size": "Int64Value",
-}
-PROMETHEUS = {"enable": "bool", "path": "string"}
+    for made, fields in MESSAGES.items():
+        rows = file.message_type.add(name=made).field
+        for number, (field, kind) in enumerate(fields.items(), start=1):
+            row = rows.add(name=field, number=number)
+            row.label = row.LABEL_REPEATED if kind.startswith("repeated ") else row.LABEL_OPTIONAL
+            kind = kind.removeprefix("repeated ")
+            if kind[0].isupper():
+                row.type = row.TYPE_MESSAGE
+                row.type_name = f".kft.{kind}" if kind in MESSAGES else f".google.protobuf.{kind}"
+            else:
+                row.type = getattr(row, f"TYPE_{kind.upper()}")
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"kft.{name}"))()
 
 
 def test_models_config_is_what_the_server_parses() -> None:
@@ -831,7 +673,7 @@ def test_batching_config_is_what_the_server_parses(
     from google.protobuf import text_format
 
     text = server_files.batching(latency)
-    found = text_format.Parse(text, message("BatchingParameters", BATCHING))
+    found = text_format.Parse(text, message("BatchingParameters"))
     assert found.max_execution_batch_size.value == joined
     assert found.batch_timeout_micros.value == wait
     assert ("leave --enable_batching away" in text) is (joined == 1)
@@ -849,16 +691,16 @@ def test_a_field_that_the_server_does_not_know_is_an_error() -> None:
     from google.protobuf import text_format
 
     with pytest.raises(text_format.ParseError, match="batch_size"):
-        text_format.Parse("batch_size { value: 1 }", message("BatchingParameters", BATCHING))
+        text_format.Parse("batch_size { value: 1 }", message("BatchingParameters"))
 
 
 def test_monitoring_config_is_what_the_server_parses(tmp_path: Path) -> None:
     from google.protobuf import text_format
 
-    message("PrometheusConfig", PROMETHEUS)
-    whole = message("MonitoringConfig", {"prometheus_config": "PrometheusConfig"})
     server_files.write(tmp_path, "colours", LATENCY)
-    found = text_format.Parse((tmp_path / server_files.MONITORING).read_text(), whole)
+    found = text_format.Parse(
+        (tmp_path / server_files.MONITORING).read_text(), message("MonitoringConfig")
+    )
     assert found.prometheus_config.enable is True
     assert found.prometheus_config.path == "/monitoring/prometheus/metrics"
     assert f"localhost:8501{found.prometheus_config.path}" in README
@@ -873,42 +715,6 @@ def test_anybody_may_read_the_files_of_a_server(tmp_path: Path) -> None:
 
 
 # README
-
-
-def _commands(first: str) -> list[list[str]]:
-    """Returns the README's shell commands that begin with a word, without variables before it."""
-    blocks = re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    found = []
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            assert f"${{{words.pop(0).partition('=')[0]}:-" in COMPOSE
-        if words[:1] == [first]:
-            found.append(words)
-    return found
-
-
-def test_docker_commands_of_the_readme_name_what_there_is() -> None:
-    commands = _commands("docker")
-    assert len(commands) > 4
-    known = services()
-    for words in commands:
-        if words[1] == "compose":
-            (name,) = set(words) & set(known)
-            rest = words[words.index(name) + 1 :]
-            assert not rest or rest[0] in cli.main.commands, words
-            continue
-        options = dict(itertools.pairwise(words))
-        target = options.get("--target", "train")
-        assert words[:2] == ["docker", "build"] and target in TARGETS and words[-1] == "."
-        if "--build-arg" in options:
-            name = options["--build-arg"].partition("=")[0]
-            assert name in {s.text.partition("=")[0] for s in DOCKERFILE.steps(target, "ARG")}
-        if "--build-context" in options:
-            assert options["--build-context"].partition("=")[0] in DOCKERFILE.stages
-    for name in known:
-        assert f"`{name}`" in README or f"docker compose up {name} " in README or name == "train"
 
 
 def test_curl_commands_of_the_readme_ask_what_the_server_understands(tmp_path: Path) -> None:
