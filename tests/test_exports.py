@@ -505,6 +505,6 @@ def test_warm_up_requests_are_what_tensorflow_serving_reads(
 
 def test_batching_follows_what_was_measured() -> None:
     joined = server_files.batching({1: 10.0, 8: 40.0, 32: 200.0})
-    assert "max_batch_size { value: 32 }" in joined and "micros { value: 1000 }" in joined
+    assert "max_execution_batch_size { value: 32 }" in joined and "micros { value: 1000 }" in joined
     alone = server_files.batching({"1": 10.0, "8": 82.0, "32": 330.0})
-    assert "max_batch_size { value: 1 }" in alone and "micros { value: 0 }" in alone
+    assert "max_execution_batch_size { value: 1 }" in alone and "micros { value: 0 }" in alone

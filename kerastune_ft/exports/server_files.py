@@ -2,17 +2,18 @@
 
     write(Path("runs/mobilenet/export"), "mobilenet", {1: 11.0, 8: 60.0, 32: 230.0})
 
-`models.config` names the model, `batching.config` joins requests where that was measured to pay,
-`monitoring.config` opens the page that Prometheus reads.
+`models.config` names the model, `batching.config` says how a server that was started with
+`--enable_batching` joins requests, `monitoring.config` opens the page that Prometheus reads, at the
+REST port.
 
 Reference:
     https://www.tensorflow.org/tfx/serving/serving_config
+    tensorflow_serving/servables/tensorflow/session_bundle_config.proto: BatchingParameters
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,12 @@ alone."""
 
 _WAIT = 0.1
 """How long a request waits for others, as a share of what it takes alone."""
+
+_REQUEST = 1024
+"""Examples of a request. A server that joins requests refuses larger ones."""
+
+_QUEUE = 4096
+"""Examples that wait. What would be more is refused at once, with UNAVAILABLE."""
 
 
 def write(base: Path, name: str, latency: Mapping[int | str, float]) -> None:
@@ -55,17 +62,29 @@ def models(name: str) -> str:
 
 
 def batching(latency: Mapping[int | str, float]) -> str:
-    """Returns the content of `batching.config`."""
+    """Returns the content of `batching.config`.
+
+    `max_batch_size` is that of a request, not of what is computed together: without
+    `enable_large_batch_splitting` a server refuses requests with more examples than it joins
+    (tensorflow/serving#1401). Tensors are never padded to a common shape, because padding repeats
+    a tensor's first number, which in a padding mask is a 1.
+    """
     known = {int(size): ms for size, ms in latency.items()}
     alone = known[1]
     pays = [size for size, ms in known.items() if ms / size < _PAYS * alone]
     largest = max(pays, default=1)
     wait = int(1000 * _WAIT * alone) if largest > 1 else 0
-    return f"""# Measured where it was exported, ms of a request by its examples: {known}.
-max_batch_size {{ value: {largest} }}
+    verdict = "pays here" if largest > 1 else "does not pay here: leave --enable_batching away"
+    return f"""# Read with --enable_batching alone. Measured where it was exported, ms of a
+# request by its examples: {known}. To join requests {verdict}.
+# A request that fails fails those that it was joined with: a picture that cannot be read, or arrays
+# and tokens of another shape than the others'.
+max_batch_size {{ value: {_REQUEST} }}
+enable_large_batch_splitting {{ value: true }}
+max_execution_batch_size {{ value: {largest} }}
 batch_timeout_micros {{ value: {wait} }}
-max_enqueued_batches {{ value: 100 }}
-num_batch_threads {{ value: {os.cpu_count() or 1} }}
+max_enqueued_batches {{ value: {_QUEUE // largest} }}
+# num_batch_threads is the number of the server's processors unless it is given.
 """
 
 
