@@ -50,6 +50,10 @@ class RunError(KftError):
     """Reports a run folder that is missing, taken, incomplete or not writable."""
 
 
+class ServingError(KftError):
+    """Reports an export that cannot be served, or a server that cannot be asked."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the nearest known word, else an empty string."""
     by_lower_case = {name.lower(): name for name in known}

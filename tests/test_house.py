@@ -25,6 +25,7 @@ LEVELS = [
         "recipe_values",
     },
     {"losses", "tasks", "schedules", "optimizers", "strategies", "runs", "devices", "starters"},
+    {"serving"},
     {"data"},
     {"heads", "models", "states"},
     {"prefixes", "preprocessing", "text_models", "generation"},
@@ -50,7 +51,7 @@ LEVELS = [
     {"benching", "folds", "manifests", "previews", "range_tests"},
     {"listings"},
     {"doctor", "terminal"},
-    {"cli_data"},
+    {"cli_data", "cli_serving"},
     {"cli"},
     {"__main__", "__init__"},
 ]
