@@ -2,7 +2,7 @@
 
 | metric | kind | labels |
 |---|---|---|
-| `kft_requests_total` | counter | `protocol` (rest, grpc), `method`, `code` (200, 404; OK, NOT_FOUND) |
+| `kft_requests_total` | counter | `protocol` (rest, grpc), `method`, `code` (200; OK) |
 | `kft_request_seconds` | histogram | `protocol`, `method` |
 | `kft_examples_total` | counter | `signature`: rows that were answered |
 | `kft_batch_examples` | histogram | `signature`: rows that were computed together |

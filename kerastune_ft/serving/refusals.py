@@ -31,7 +31,7 @@ HTTP_STATUS = {
 }
 """The status of an answer over HTTP for each code of gRPC and TensorFlow, in their order."""
 
-_CODES = {number: code for number, code in enumerate(HTTP_STATUS, 1)}
+_CODES = dict(enumerate(HTTP_STATUS, 1))
 _LOG = logging.getLogger("kerastune_ft.serving")
 _NOISE = re.compile(r"\{\{function_node [^}]*\}\}|\[\[\{\{node .*?\}\}.*?\]\]|\[Op:[^\]]*\]")
 _SKIPPED = ("Graph execution error", "Detected at node", "<stack traces", 'File "', "(1) ", "0 ")

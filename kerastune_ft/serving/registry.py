@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -349,6 +348,6 @@ def _stamp(folder: Path) -> object:
     marks: list[tuple[str, int, int]] = []
     for place in (folder, folder / signatures.GRAPH, folder / "variables"):
         with contextlib.suppress(OSError):
-            found = os.stat(place)
+            found = place.stat()
             marks.append((place.name, found.st_mtime_ns, found.st_size))
     return tuple(marks)
