@@ -398,7 +398,7 @@ def steps_for(found: Running, seconds: float) -> int:
         took = time.perf_counter() - begin
         if took > 0.2:
             return int(steps * seconds / took)
-        steps *= 4
+        steps *= 2
 
 
 def slow(steps: int) -> dict[str, Any]:

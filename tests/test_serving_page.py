@@ -253,7 +253,8 @@ def test_a_browser_asks_about_pictures_that_are_dropped_and_shows_errors(
     page.run(
         f"""(() => {{
         const transfer = new DataTransfer();
-        transfer.items.add(new File([new Uint8Array({pixels})], "green.png", {{type: "image/png"}}));
+        const bytes = new Uint8Array({pixels});
+        transfer.items.add(new File([bytes], "green.png", {{type: "image/png"}}));
         transfer.items.add(new File(["no picture"], "notes.txt", {{type: "text/plain"}}));
         document.getElementById("drop").dispatchEvent(
             new DragEvent("drop", {{dataTransfer: transfer, bubbles: true, cancelable: true}}));

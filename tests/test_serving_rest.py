@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import random
+import re
 import socket
 import threading
 import time
@@ -819,6 +820,15 @@ def test_probes_and_figures_are_there(server: Running) -> None:
     assert server.figure("kft_served_version") == 1
     assert server.figure("kft_open_requests") == 0
     assert server.figure("kft_queue_requests") == 0
+
+
+def test_the_readme_names_every_figure_and_no_other(server: Running) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Serve it")[1].split("\n## ")[0]
+    text = ask(server.url, "/monitoring/prometheus/metrics").body.decode()
+    there = set(re.findall(r"^# TYPE (kft_\w+) ", text, re.MULTILINE))
+    there = {name for name in there if not name.endswith("_created")}
+    assert set(re.findall(r"`(kft_\w+)`", section)) == there
 
 
 def in_threads(count: int, work: Any) -> list[Any]:

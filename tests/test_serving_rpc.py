@@ -339,13 +339,13 @@ def test_the_clients_deadline_is_kept(toys: Path) -> None:
             assert found.figure('kft_examples_total{signature="serving_default"}') == examples
 
 
-def test_the_servers_own_deadline_is_told_as_such(toys: Path) -> None:
+def test_the_servers_own_deadline_is_told_as_such(server: Running, toys: Path) -> None:
+    steps = np.array([steps_for(server, 1.5)], np.int32)
     with (
         running(toys, grpc_port=0, bounds=Bounds(seconds=0.3)) as found,
         grpc.insecure_channel(str(found.addresses.grpc)) as opened,
     ):
         stub = prediction_service_pb2_grpc.PredictionServiceStub(opened)
-        steps = np.array([5_000_000], np.int32)
         error = refusal(stub.Predict, predict("slow", steps=steps))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "not there in time" in error.details()
