@@ -118,10 +118,10 @@ def serve(
     ending = _Ending(stop or threading.Event())
     with ending.catching():
         asyncio.run(_serve(export, settings, say, started, ending))
-    if ending.signal == signal.SIGINT:
+    if ending.caught == signal.SIGINT:
         raise KeyboardInterrupt
-    if ending.signal is not None:
-        raise SystemExit(128 + ending.signal)
+    if ending.caught is not None:
+        raise SystemExit(128 + ending.caught)
 
 
 @dataclass
@@ -130,11 +130,11 @@ class _Ending:
 
     Args:
         stop: Is set when it shall.
-        signal: Which one was caught, if any.
+        caught: The signal that was, if any.
     """
 
     stop: threading.Event
-    signal: int | None = None
+    caught: int | None = None
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
@@ -151,9 +151,9 @@ class _Ending:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.caught is not None:
             os._exit(128 + number)
-        self.signal = number
+        self.caught = number
         self.stop.set()
 
 
@@ -325,8 +325,8 @@ def _leave(batcher: Batcher, registry: Registry, ending: _Ending) -> None:
 
     Neither can be interrupted, and Python would wait for their threads, however long that takes.
     """
-    if ending.signal is None or not (batcher.computing or registry.loading):
+    if ending.caught is None or not (batcher.computing or registry.loading):
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(128 + ending.signal)
+    os._exit(128 + ending.caught)
