@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import rich_click as click
 from click import Abort, ClickException
 
-from kerastune_ft import __version__, cli_data, cli_exports, terminal
+from kerastune_ft import __version__, cli_data, cli_exports, cli_serving, terminal
 from kerastune_ft.errors import KftError, RecipeError, did_you_mean
 
 click.rich_click.TEXT_MARKUP = "markdown"
@@ -499,6 +499,7 @@ def _write_rows(rows: Any) -> tuple[int, list[str]]:
 main.add_command(cli_data.data)
 main.add_command(cli_exports.export)
 main.add_command(cli_exports.verify)
+main.add_command(cli_serving.serve)
 
 
 def _say(*lines: str) -> None:

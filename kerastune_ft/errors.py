@@ -54,6 +54,10 @@ class ExportError(KftError):
     """Reports an export that cannot be written or read, or does not answer as the run does."""
 
 
+class ServingError(KftError):
+    """Reports an export that cannot be served, or a server that cannot be asked."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `"; did you mean 'x'?"` for the nearest known word, else an empty string."""
     by_lower_case = {name.lower(): name for name in known}
