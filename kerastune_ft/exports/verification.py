@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from kerastune_ft import files
 from kerastune_ft import recipe as recipes
-from kerastune_ft.errors import DataError, ExportError, KftError, RunError
+from kerastune_ft.errors import ExportError, KftError, ServingError
 from kerastune_ft.exports import contract as contracts
 from kerastune_ft.exports import examples as examples_
 from kerastune_ft.exports.contract import EXTRA, Contract
@@ -292,8 +292,14 @@ def _of_server(url: str, folder: Path, contract: Contract) -> Answers:
 
     wanted, told = _wanted(folder, contract), _teller(folder)
 
+    client.metadata(url, contract.name)  # whose error says what is wrong with the server
+
     def answers(raw: Sequence[Raw]) -> Sequence[Answer]:
-        return told(client.predict(url, contract.name, "serving_default", wanted(raw)))
+        try:
+            said = client.predict(url, contract.name, "serving_default", wanted(raw))
+        except ServingError as error:
+            raise ExportError(str(error)) from error
+        return told(said)
 
     return answers
 
@@ -345,7 +351,7 @@ def _examples(
     try:
         run = Run.open(moved or record["run"])
         found = examples_.of_run(run, recipes.load(run.recipe_path), len(rows))
-    except (RunError, DataError, KftError, OSError) as error:
+    except (KftError, OSError) as error:
         return [], str(error)
     known = dict(zip(found.digests(), found.raw, strict=True))
     pairs = [(row, known.get(row["sha256"])) for row in rows]
