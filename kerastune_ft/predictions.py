@@ -253,8 +253,8 @@ def predict(
     if TASKS[recipe.task.name].modality == "text":
         readers = [(load_model(member), tokenizer_of(member)) for member in runs]
         files = list(files_of(paths))
-        say = text_predictions.speaker(readers, recipe, outputs)
-        yield from text_predictions.predict(say, recipe, files, texts, known)
+        speaker = text_predictions.speaker(readers, recipe, outputs)
+        yield from text_predictions.predict(speaker, recipe, files, texts, known)
         return
     if texts:
         raise DataError("--text: this run's model sees pictures; give files or folders.")

@@ -258,7 +258,9 @@ class Tokenizer:
 
     def id_of(self, role: str) -> int:
         """Returns the number of a special token, such as that of `cls`."""
-        return int(self._rust.token_to_id(self.special[role]))
+        found = self._rust.token_to_id(self.special[role])
+        assert found is not None, role
+        return found
 
     def definition(self) -> dict[str, Any]:
         """Returns the vocabulary and the rules as the library `tokenizers` writes them."""

@@ -74,14 +74,13 @@ def _texts(served: Served, texts: Texts) -> list[str]:
 
 def _held(rows: Sequence[tuple[str, ...]], tags: bool) -> Texts:
     columns = [tuple(column) for column in zip(*rows, strict=True)]
-    return Texts(
-        *columns, words=tuple(tuple(text.split()) for text in columns[0]) if tags else None
-    )
+    words = tuple(tuple(text.split()) for text in columns[0]) if tags else None
+    return Texts(columns[0], columns[1] if len(columns) > 1 else None, words)
 
 
 def odd_rows(served: Served) -> list[tuple[str, ...]]:
     """Returns our odd texts, or pairs of them."""
-    texts = examples.ODD_TEXTS
+    texts: tuple[str, ...] = examples.ODD_TEXTS
     if served.tags or served.writes:  # which say nothing of an empty text
         texts = tuple(text for text in texts if text.strip())
     if len(served.text_inputs) < 2:

@@ -139,7 +139,8 @@ def facts(data: Tensor) -> tuple[Tensor, Tensor]:
         ),
         (_begins(octets, 0, b"BM"), lambda: _bmp(octets)),
     ]
-    return tf.case(known, default=lambda: (tf.constant(_REFUSED), tf.constant(1)))
+    kind, orientation = tf.case(known, default=lambda: (tf.constant(_REFUSED), tf.constant(1)))
+    return kind, orientation
 
 
 def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,9 +176,10 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
                 tf.where(is_xmp, after, xmp_end),
             )
 
-        return tf.case(
+        made: tuple[Tensor, ...] = tf.case(
             [(marker == 0xFF, filler), (_one_of(marker, _ALONE), alone)], default=segment
         )
+        return made
 
     none = tf.constant(-1)
     _, colours, exif, xmp, xmp_end = tf.while_loop(

@@ -128,7 +128,7 @@ class Inside:
         lengths = [part.row_lengths() for part in parts]
         fixed = len(self.frame) - len(parts)
         room = self.length - fixed
-        kept = [tf.minimum(lengths[0], room)]
+        kept: Sequence[Tensor] = [tf.minimum(lengths[0], room)]
         if len(parts) > 1:
             kept = _longest_first(lengths[0], lengths[1], room)
         batch = parts[0].nrows()
