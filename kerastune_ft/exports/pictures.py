@@ -36,6 +36,8 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\x00"
 _ALONE = (0x01, *range(0xD0, 0xD9))
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 _ENDS = (0xD9, 0xDA)
+# Octets of a value of EXIF by its kind; 0 of those that Pillow passes over.
+_KINDS = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 0)
 
 
 @dataclass(frozen=True)
@@ -151,16 +153,15 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         marker = octets[tf.minimum(place, size)], octets[tf.minimum(place + 1, size)]
         return inside & (marker[0] == 0xFF) & ~_one_of(marker[1], _ENDS)
 
-    def step(
-        place: Tensor, colours: Tensor, exif: Tensor, xmp: Tensor, xmp_end: Tensor
-    ) -> tuple[Tensor, ...]:
+    def step(place: Tensor, colours: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
+        exif, exif_end, xmp, xmp_end = found
         marker = octets[place + 1]
 
         def filler() -> tuple[Tensor, ...]:
-            return place + 1, colours, exif, xmp, xmp_end
+            return place + 1, colours, *found
 
         def alone() -> tuple[Tensor, ...]:
-            return place + 2, colours, exif, xmp, xmp_end
+            return place + 2, colours, *found
 
         def segment() -> tuple[Tensor, ...]:
             after = place + 2 + tf.maximum(_number(octets, place + 2, 2), 2)
@@ -172,6 +173,7 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
                 after,
                 tf.where(_one_of(marker, _FRAMES), _at(octets, place + 9), colours),
                 tf.where(is_exif, first + 6, exif),
+                tf.where(is_exif, after, exif_end),
                 tf.where(is_xmp, first + len(_XMP), xmp),
                 tf.where(is_xmp, after, xmp_end),
             )
@@ -182,10 +184,11 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         return made
 
     none = tf.constant(-1)
-    _, colours, exif, xmp, xmp_end = tf.while_loop(
-        goes_on, step, (tf.constant(2), tf.constant(0), none, none, none)
+    _, colours, exif, exif_end, xmp, xmp_end = tf.while_loop(
+        goes_on, step, (tf.constant(2), tf.constant(0), none, none, none, none)
     )
-    orientation = tf.cond(exif < 0, lambda: tf.constant(0), lambda: _exif(octets, exif, size))
+    end = tf.minimum(exif_end, size)
+    orientation = tf.cond(exif < 0, lambda: tf.constant(0), lambda: _exif(octets, exif, end))
     told = tf.cond(
         (orientation < 0) | (exif < 0) & (xmp >= 0),
         lambda: _xmp(data, xmp, tf.minimum(xmp_end, size)),
@@ -202,17 +205,19 @@ def _png(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         return (place + 12 <= size) & ~_begins(octets, place + 4, b"IEND")
 
     def step(
-        place: Tensor, pixels: Tensor, clear: Tensor, exif: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        place: Tensor, pixels: Tensor, clear: Tensor, exif: Tensor, end: Tensor
+    ) -> tuple[Tensor, ...]:
         length = _number(octets, place, 4)
         length = tf.where((length < 0) | (length > size), size, length)
         pixels |= _begins(octets, place + 4, b"IDAT")
         clear |= _begins(octets, place + 4, b"tRNS") & ~pixels
         is_exif = _begins(octets, place + 4, b"eXIf") & (exif < 0)
-        return place + 12 + length, pixels, clear, tf.where(is_exif, place + 8, exif)
+        first = place + 8
+        exif, end = tf.where(is_exif, first, exif), tf.where(is_exif, first + length, end)
+        return first + length + 4, pixels, clear, exif, end
 
-    no = tf.constant(False)
-    _, _, clear, exif = tf.while_loop(goes_on, step, (tf.constant(8), no, no, tf.constant(-1)))
+    no, none = tf.constant(False), tf.constant(-1)
+    _, _, clear, exif, end = tf.while_loop(goes_on, step, (tf.constant(8), no, no, none, none))
     depth, colour = octets[24], octets[25]
     alpha = clear | (colour == 4) | (colour == 6)
     deep = (colour == 0) & (depth == 16)
@@ -225,7 +230,7 @@ def _png(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         ],
         default=lambda: tf.constant(_PLAIN),
     )
-    return kind, _told(octets, exif, size)
+    return kind, _told(octets, exif, tf.minimum(end, size))
 
 
 def _webp(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +239,7 @@ def _webp(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     def goes_on(place: Tensor, *found: Tensor) -> Tensor:
         return place + 8 <= size
 
-    def step(place: Tensor, strange: Tensor, exif: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(place: Tensor, strange: Tensor, exif: Tensor, end: Tensor) -> tuple[Tensor, ...]:
         length = _number(octets, place + 4, 4, little=True)
         length = tf.where((length < 0) | (length > size), size, length)
         lossless, extended = _begins(octets, place, b"VP8L"), _begins(octets, place, b"VP8X")
@@ -244,12 +249,15 @@ def _webp(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         start = place + 8
         start = tf.where(_begins(octets, start, b"Exif\x00\x00"), start + 6, start)
         is_exif = _begins(octets, place, b"EXIF") & (exif < 0)
-        return place + 8 + length + length % 2, strange, tf.where(is_exif, start, exif)
+        after = place + 8 + length
+        exif, end = tf.where(is_exif, start, exif), tf.where(is_exif, after, end)
+        return after + length % 2, strange, exif, end
 
-    _, strange, exif = tf.while_loop(
-        goes_on, step, (tf.constant(12), tf.constant(False), tf.constant(-1))
+    none = tf.constant(-1)
+    _, strange, exif, end = tf.while_loop(
+        goes_on, step, (tf.constant(12), tf.constant(False), none, none)
     )
-    return tf.where(strange, _REFUSED, _PLAIN), _told(octets, exif, size)
+    return tf.where(strange, _REFUSED, _PLAIN), _told(octets, exif, tf.minimum(end, size))
 
 
 def _bmp(octets: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,34 +268,48 @@ def _bmp(octets: Tensor) -> tuple[Tensor, Tensor]:
     return tf.where(right, _PLAIN, _REFUSED), tf.constant(1)
 
 
-def _told(octets: Tensor, exif: Tensor, size: Tensor) -> Tensor:
-    told = tf.cond(exif < 0, lambda: tf.constant(1), lambda: _exif(octets, exif, size))
+def _told(octets: Tensor, exif: Tensor, end: Tensor) -> Tensor:
+    told = tf.cond(exif < 0, lambda: tf.constant(1), lambda: _exif(octets, exif, end))
     return tf.maximum(told, 1)
 
 
-def _exif(octets: Tensor, start: Tensor, size: Tensor) -> Tensor:
-    """Returns the orientation of a block of EXIF, 1 if it is odd, and -1 if none is given."""
-    little = _begins(octets, start, b"II")
-    big = _begins(octets, start, b"MM")
+def _exif(octets: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Returns the orientation of a block of EXIF, 1 if it is odd, and -1 if none is given.
 
-    def number(place: Tensor, octets_: int) -> Tensor:
+    Of a damaged block what stands before the damage counts, as Pillow has it.
+
+    Args:
+        octets: Of the file.
+        start: Where the block begins.
+        end: Where it ends.
+    """
+    little = _begins(octets, start, b"II*\x00")
+    big = _begins(octets, start, b"MM\x00*")
+
+    def number(place: Tensor, count: int) -> Tensor:
         return tf.where(
-            little,
-            _number(octets, place, octets_, little=True),
-            _number(octets, place, octets_),
+            little, _number(octets, place, count, little=True), _number(octets, place, count)
         )
 
     folder = start + number(start + 4, 4)
-    inside = (little | big) & (folder >= start) & (folder + 2 <= size)
+    inside = (little | big) & (folder >= start) & (folder + 2 <= end)
 
     def read() -> Tensor:
-        count = tf.minimum(number(folder, 2), tf.maximum(size - folder - 2, 0) // 12)
+        count = tf.minimum(number(folder, 2), tf.maximum(end - folder - 2, 0) // 12)
         places = folder + 2 + 12 * tf.range(count)
-        chosen = tf.boolean_mask(places, number(places, 2) == _ORIENTATION)
+        sizes = tf.cast(number(places + 4, 4), tf.int64) & 0xFFFFFFFF
+        kinds = tf.clip_by_value(number(places + 2, 2), 0, len(_KINDS) - 1)
+        sizes *= tf.gather(tf.constant(_KINDS, tf.int64), kinds)
+        offsets = tf.cast(number(places + 8, 4), tf.int64) & 0xFFFFFFFF
+        apart, room = sizes > 4, tf.cast(end - start, tf.int64)
+        passed = apart & (tf.cumsum(tf.where(apart, sizes, 0)) > room)
+        outside = apart & ~passed & (offsets + sizes > room)
+        whole = (tf.cumsum(tf.cast(outside, tf.int32)) == 0) & ~passed & (sizes > 0)
+        chosen = tf.boolean_mask(places, whole & (number(places, 2) == _ORIENTATION))
 
         def value() -> Tensor:
-            place = chosen[-1]
-            kind, number_of = number(place + 2, 2), number(place + 4, 4)
+            place = chosen[0]
+            kind, count = number(place + 2, 2), number(place + 4, 4)
             said = tf.case(
                 [
                     (kind == 1, lambda: _at(octets, place + 8)),
@@ -296,7 +318,7 @@ def _exif(octets: Tensor, start: Tensor, size: Tensor) -> Tensor:
                 ],
                 default=lambda: tf.constant(1),
             )
-            right = (number_of == 1) & (said >= 1) & (said <= 8)
+            right = (count == 1) & (said >= 1) & (said <= 8)
             return tf.where(right, said, 1)
 
         return tf.cond(tf.size(chosen) > 0, value, lambda: tf.constant(-1))

@@ -218,8 +218,8 @@ def _longest_first(first: Tensor, second: Tensor, room: int) -> Sequence[Tensor]
     short = tf.minimum(first, second)
     left = tf.where(short > room, short, tf.maximum(short, room - short))
     halve = short + left > room
-    less = tf.where(halve, room // 2, short)
-    more = tf.where(halve, room // 2 + room % 2, left)
+    less = tf.where(halve, tf.constant(room // 2, tf.int64), short)
+    more = tf.where(halve, tf.constant(room // 2 + room % 2, tf.int64), left)
     fits, swapped = first + second <= room, first > second
     return [
         tf.where(fits, first, tf.where(swapped, more, less)),

@@ -95,9 +95,12 @@ class WordPiece:
             vocab=list(self.vocabulary),
             max_bytes_per_word=_LONGEST_WORD,
             token_out_type=tf.int32,
-            lower_case_nfd_strip_accents=self.lower_case,
         )
-        return tokenizer.tokenize(tf.strings.regex_replace(texts, _REMOVED, ""))
+        texts = tf.strings.regex_replace(texts, _REMOVED, "")
+        if self.lower_case:  # its own way of doing so tears letters such as ß apart
+            texts = tf_text.normalize_utf8(texts, "NFD")
+            texts = tf.strings.lower(tf.strings.regex_replace(texts, r"\p{Mn}", ""), "utf-8")
+        return tokenizer.tokenize(texts)
 
     def of_words(self) -> Rules:
         """See `Rules`."""
@@ -331,10 +334,9 @@ class BytePairs:
         same = tf.concat([row[1:] == row[:-1], tf.zeros([tf.minimum(tf.size(row), 1)], tf.bool)], 0)
         letters = tf.strings.length(words, unit="UTF8_CHAR")
         parted = blank & same & (letters > 1)
-        first = tf.strings.substr(words, 0, tf.maximum(letters - 1, 0), unit="UTF8_CHAR")
-        last = tf.strings.substr(
-            words, tf.maximum(letters - 1, 0), tf.minimum(letters, 1), unit="UTF8_CHAR"
-        )
+        most = tf.maximum(letters - 1, 0)
+        first = tf.strings.substr(words, tf.zeros_like(most), most, unit="UTF8_CHAR")
+        last = tf.strings.substr(words, most, tf.minimum(letters, 1), unit="UTF8_CHAR")
         lent = parted & (last == " ")
         before = tf.concat([tf.zeros([tf.minimum(tf.size(row), 1)], tf.bool), lent[:-1]], 0)
         words = tf.where(parted, first, words)
