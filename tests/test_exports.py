@@ -176,8 +176,15 @@ def test_tokens_in_the_graph_are_those_of_training(
     assert inside.differing(rows, tokenizer, recipe) == ""
 
 
-@pytest.mark.parametrize("task", ["text_classification", "token_classification"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "t5", "xlnet"])
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        (family, task)
+        for family in ("bert", "roberta", "gpt2", "t5", "xlnet")
+        for task in ("text_classification", "token_classification")
+        if (family, task) != ("gpt2", "token_classification")  # which cannot be
+    ],
+)
 def test_odd_texts_make_the_same_tokens(tmp_path: Path, family: str, task: str) -> None:
     recipe = text_recipe(tmp_path, task, backbone=family)
     tokenizer = Tokenizer.tiny(family, [*examples.ODD_TEXTS, "a film"])

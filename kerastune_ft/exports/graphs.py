@@ -129,7 +129,7 @@ class Served:
         """What the signature of numbers of tokens takes."""
         if self.writes:
             return ("token_ids", "padding_mask")
-        return tuple(self.models[0].input.keys())
+        return tuple(tensor.name for tensor in self.models[0].inputs)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -199,8 +199,7 @@ class Served:
 
     def signatures(self) -> dict[str, Any]:
         """Returns the functions that are served, by name."""
-        made = self._of_texts() if self.reads_texts else self._of_pictures()
-        return {name: function.get_concrete_traced() for name, function in made.items()}
+        return self._of_texts() if self.reads_texts else self._of_pictures()
 
     def _of_pictures(self) -> dict[str, Any]:
         choice = self.recipe.backbone
@@ -358,7 +357,7 @@ def _traced(body: Callable[..., Any], **specs: tf.TensorSpec) -> Any:
     def served(**inputs: Tensor) -> Any:
         return body(**inputs)
 
-    return tf.function(served, autograph=False).get_concrete_traced(**named)
+    return tf.function(served, autograph=False).get_concrete_function(**named)
 
 
 def _name_method(folder: Path) -> None:

@@ -16,10 +16,14 @@ from kerastune_ft.errors import ExportError
 
 _PYTHON = frozenset({"PyFunc", "EagerPyFunc", "PyFuncStateless"})
 _TEXT = "TFText>"
-# Those of TensorFlow Text that are older than the prefix.
-_OLDER = frozenset(
-    {"NormalizeUTF8", "RegexSplitWithOffsets", "SentencepieceOp", "SentencepieceTokenizeOp"}
-)
+# Those of TensorFlow Text that have no prefix, as `vocabularies` uses them.
+_UNPREFIXED = frozenset(
+    {
+        "FastBertNormalize", "FastWordpieceTokenizeWithOffsets", "NormalizeUTF8",
+        "RegexSplitWithOffsets", "SentencepieceDetokenizeOp", "SentencepieceOp",
+        "SentencepieceTokenizeOp",
+    }
+)  # fmt: skip
 
 
 def check(folder: Path) -> None:
@@ -43,7 +47,7 @@ def linked(name: str) -> bool:
     """Returns whether TensorFlow Serving links an operation."""
     if name in _PYTHON:
         return False
-    return name.startswith(_TEXT) or name in _OLDER or hasattr(tf.raw_ops, name)
+    return name.startswith(_TEXT) or name in _UNPREFIXED or hasattr(tf.raw_ops, name)
 
 
 def used(folder: Path) -> set[str]:
