@@ -227,6 +227,8 @@ def _examples(run: Run, served: Served, count: int) -> Any:
     """Returns examples of a run's data, or why there are none."""
     from kerastune_ft.exports import examples
 
+    if not count:
+        return "no examples were asked for"
     try:
         return examples.of_run(run, served.recipe, count)
     except (DataError, OSError) as error:
