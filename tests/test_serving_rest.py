@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import http.client
 import json
 import math
 import random
@@ -723,8 +724,6 @@ def test_bodies_that_are_too_long_are_refused_however_they_come(toys: Path) -> N
 
 
 def chunked(found: Running, body: bytes) -> int:
-    import http.client
-
     host = found.url.removeprefix("http://")
     connection = http.client.HTTPConnection(host, timeout=30)
     pieces = (body[start : start + 1000] for start in range(0, len(body), 1000))
@@ -805,6 +804,19 @@ def test_what_is_no_http_is_refused_and_harms_nobody(server: Running) -> None:
                 said = b""
         assert not said or said.startswith(b"HTTP/1.1 4")
     assert server.ask(":predict", {"instances": [1.0]}).status == 200
+
+
+def test_no_answer_waits_for_the_acknowledgement_of_its_first_part(server: Running) -> None:
+    """On a connection that is kept: where a server's sockets delay, every answer takes 40 ms."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    seconds = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        connection.request("POST", server.model + ":predict", b'{"instances": [1.0]}')
+        assert connection.getresponse().read() == b'{"predictions": [3.5]}'
+        seconds.append(time.perf_counter() - begin)
+    connection.close()
+    assert min(seconds) < 0.03
 
 
 def test_probes_and_figures_are_there(server: Running) -> None:
