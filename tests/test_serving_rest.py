@@ -913,6 +913,38 @@ def test_too_many_open_requests_are_refused_before_they_are_read(toys: Path) -> 
         assert {answer.status for answer in answers} == {200, 503}
 
 
+def test_open_requests_may_be_so_long_together_and_no_longer(toys: Path) -> None:
+    bounds = Bounds(request_bytes=8000, open_bytes=10_000)
+    with running(toys, bounds=bounds, limits=Limits(examples=1, workers=1)) as found:
+        steps = steps_for(found, 1.5)
+
+        def padded(content: dict[str, Any]) -> bytes:
+            return json.dumps(content).encode() + b" " * 6000
+
+        answers = []
+        asking = threading.Thread(
+            target=lambda: answers.append(found.ask(":predict", padded(slow(steps))))
+        )
+        asking.start()
+        until(lambda: found.figure("kft_open_requests") == 1)
+        until(lambda: found.ask(":predict", padded({"instances": [1.0]})).status == 503, 1.2)
+        asking.join(60)
+        assert answers[0].status == 200
+        assert found.ask(":predict", padded({"instances": [1.0]})).status == 200, "not given back"
+
+
+def test_an_address_of_the_newer_kind_is_served(toys: Path) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with running(toys, host="::1", grpc_port=0) as found:
+        assert found.url.startswith("http://[::1]:")
+        assert str(found.addresses.grpc).startswith("[::1]:")
+        assert found.ask(":predict", {"instances": [1.0]}).json == {"predictions": [3.5]}
+
+
 def test_an_answer_that_takes_too_long_is_given_up(toys: Path) -> None:
     bounds = Bounds(seconds=0.5)
     with running(toys, bounds=bounds, limits=Limits(workers=1)) as found:

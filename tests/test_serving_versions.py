@@ -448,6 +448,26 @@ def test_the_drain_is_bounded_even_if_a_model_computes_for_ever(toys: Path) -> N
         asking.join(20)
 
 
+@pytest.mark.slow
+def test_a_second_signal_ends_the_server_at_once(toys: Path) -> None:
+    with process(toys, "--drain-seconds", 600, "--timeout", 600) as (started, said):
+        url = said["page"].rstrip("/")
+
+        def work() -> None:
+            with contextlib.suppress(OSError):
+                ask(url, "/v1/models/toys:predict", slow(2**31 - 1))
+
+        asking = threading.Thread(target=work, daemon=True)
+        asking.start()
+        time.sleep(1)
+        started.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            started.wait(2)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(5) == 143
+        asking.join(20)
+
+
 def test_a_server_in_a_thread_drains_when_it_is_stopped(toys: Path) -> None:
     with running(toys, limits=Limits(workers=1), grpc_port=0) as found:
         steps = steps_for(found, 2)
