@@ -170,7 +170,7 @@ class Page:
     def complaints(self) -> list[str]:
         """Returns what the console says: exceptions, and what a policy forbids."""
         found = []
-        for event in self._browser.events:
+        for event in self._events():
             parameters = event.get("params", {})
             if event["method"] == "Runtime.exceptionThrown":
                 found.append(str(parameters["exceptionDetails"]))
@@ -184,6 +184,9 @@ class Page:
         """Returns all that was asked for."""
         return {
             event["params"]["request"]["url"]
-            for event in self._browser.events
+            for event in self._events()
             if event["method"] == "Network.requestWillBeSent"
         }
+
+    def _events(self) -> list[dict[str, Any]]:
+        return [row for row in self._browser.events if row.get("sessionId") == self._session]

@@ -129,6 +129,21 @@ def test_what_has_other_dimensions_is_not_joined(toys: Model) -> None:
     assert [float(row["total"]) for row in found] == [6, 8, 7]
 
 
+def test_another_versions_signature_of_the_same_name_is_another_one(toys: Model) -> None:
+    old, new = Counted(toys.signature("")), Counted(toys.signature(""))
+
+    async def work(batcher: Batcher) -> list[Any]:
+        deadline = asyncio.get_running_loop().time() + 60
+        jobs = [
+            batcher.submit(counted.signature, floats(1, 2), deadline)
+            for counted in (old, new, old, new)
+        ]
+        return await asyncio.gather(*jobs)
+
+    assert len(batched(Limits(wait_seconds=0.05), work)) == 4
+    assert (old.calls, new.calls) == ([4], [4])
+
+
 def test_outputs_without_rows_are_never_divided(toys: Model) -> None:
     """The sum over a joined batch is nobody's answer, and is not asked for a second time."""
     counted = Counted(toys.signature("total"))

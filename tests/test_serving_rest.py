@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import http.client
 import json
 import math
 import random
@@ -723,8 +724,6 @@ def test_bodies_that_are_too_long_are_refused_however_they_come(toys: Path) -> N
 
 
 def chunked(found: Running, body: bytes) -> int:
-    import http.client
-
     host = found.url.removeprefix("http://")
     connection = http.client.HTTPConnection(host, timeout=30)
     pieces = (body[start : start + 1000] for start in range(0, len(body), 1000))
@@ -805,6 +804,19 @@ def test_what_is_no_http_is_refused_and_harms_nobody(server: Running) -> None:
                 said = b""
         assert not said or said.startswith(b"HTTP/1.1 4")
     assert server.ask(":predict", {"instances": [1.0]}).status == 200
+
+
+def test_no_answer_waits_for_the_acknowledgement_of_its_first_part(server: Running) -> None:
+    """On a connection that is kept: where a server's sockets delay, every answer takes 40 ms."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    seconds = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        connection.request("POST", server.model + ":predict", b'{"instances": [1.0]}')
+        assert connection.getresponse().read() == b'{"predictions": [3.5]}'
+        seconds.append(time.perf_counter() - begin)
+    connection.close()
+    assert min(seconds) < 0.03
 
 
 def test_probes_and_figures_are_there(server: Running) -> None:
@@ -899,6 +911,38 @@ def test_too_many_open_requests_are_refused_before_they_are_read(toys: Path) -> 
         answers = in_threads(6, lambda number: found.ask(":predict", slow(steps)))
         assert [answer.status for answer in answers].count(200) == 2
         assert {answer.status for answer in answers} == {200, 503}
+
+
+def test_open_requests_may_be_so_long_together_and_no_longer(toys: Path) -> None:
+    bounds = Bounds(request_bytes=8000, open_bytes=10_000)
+    with running(toys, bounds=bounds, limits=Limits(examples=1, workers=1)) as found:
+        steps = steps_for(found, 1.5)
+
+        def padded(content: dict[str, Any]) -> bytes:
+            return json.dumps(content).encode() + b" " * 6000
+
+        answers = []
+        asking = threading.Thread(
+            target=lambda: answers.append(found.ask(":predict", padded(slow(steps))))
+        )
+        asking.start()
+        until(lambda: found.figure("kft_open_requests") == 1)
+        until(lambda: found.ask(":predict", padded({"instances": [1.0]})).status == 503, 1.2)
+        asking.join(60)
+        assert answers[0].status == 200
+        assert found.ask(":predict", padded({"instances": [1.0]})).status == 200, "not given back"
+
+
+def test_an_address_of_the_newer_kind_is_served(toys: Path) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with running(toys, host="::1", grpc_port=0) as found:
+        assert found.url.startswith("http://[::1]:")
+        assert str(found.addresses.grpc).startswith("[::1]:")
+        assert found.ask(":predict", {"instances": [1.0]}).json == {"predictions": [3.5]}
 
 
 def test_an_answer_that_takes_too_long_is_given_up(toys: Path) -> None:

@@ -282,11 +282,12 @@ def test_warm_up_requests_run_before_a_version_answers_and_must_succeed(
     assert "fussy" in signatures.load(warmed(tmp_path / "1", 4.0)).signatures
     with pytest.raises(ServingError, match=r"warm-up requests fail.*no number below 0"):
         signatures.load(warmed(tmp_path / "2", -4.0))
-    (tmp_path / "1" / signatures.WARM_UP).write_bytes(b"no records")
+    (tmp_path / "1" / signatures.WARM_UP).write_bytes(bytes(range(100)))
     with pytest.raises(ServingError, match="warm-up requests fail"):
         signatures.load(tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_operations_of_tensorflow_text_are_known(tmp_path: Path) -> None:
     """Loaded in a process of its own: here, the package may have been imported before."""
     pytest.importorskip("tensorflow_text")
@@ -427,6 +428,7 @@ def test_sigterm_lets_open_requests_finish_and_takes_no_more(toys: Path) -> None
         assert started.stderr.read() == ""
 
 
+@pytest.mark.slow
 def test_the_drain_is_bounded_even_if_a_model_computes_for_ever(toys: Path) -> None:
     with process(toys, "--drain-seconds", 1, "--timeout", 600) as (started, said):
         url = said["page"].rstrip("/")
@@ -446,6 +448,26 @@ def test_the_drain_is_bounded_even_if_a_model_computes_for_ever(toys: Path) -> N
         asking.join(20)
 
 
+@pytest.mark.slow
+def test_a_second_signal_ends_the_server_at_once(toys: Path) -> None:
+    with process(toys, "--drain-seconds", 600, "--timeout", 600) as (started, said):
+        url = said["page"].rstrip("/")
+
+        def work() -> None:
+            with contextlib.suppress(OSError):
+                ask(url, "/v1/models/toys:predict", slow(2**31 - 1))
+
+        asking = threading.Thread(target=work, daemon=True)
+        asking.start()
+        time.sleep(1)
+        started.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            started.wait(2)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(5) == 143
+        asking.join(20)
+
+
 def test_a_server_in_a_thread_drains_when_it_is_stopped(toys: Path) -> None:
     with running(toys, limits=Limits(workers=1), grpc_port=0) as found:
         steps = steps_for(found, 2)
@@ -461,6 +483,7 @@ def test_a_server_in_a_thread_drains_when_it_is_stopped(toys: Path) -> None:
             found.ask(":predict", {"instances": [1.0]})
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_served(tmp_path: Path) -> None:
     base = write_pictures(tmp_path / "export")
     with process(base, "--name", "mine", "--no-grpc") as (_, said):

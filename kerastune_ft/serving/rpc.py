@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -59,6 +60,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ],
             maximum_concurrent_rpcs=bounds.open_requests + _PROBES,
+            interceptors=[_Reading()],
         )
         self._health = health.aio.HealthServicer()
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
@@ -94,6 +96,30 @@ class Server:
         """Takes no further requests and waits, at most so long, for those that are open."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(seconds)
+
+
+class _Unreadable:
+    """What came in place of a message."""
+
+
+class _Reading(grpc.aio.ServerInterceptor):
+    """Hands on what cannot be read: gRPC itself would log it, and blame the server."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Returns the handler of a call, with a gentler reader."""
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith("/tensorflow.serving."):
+            return handler
+
+        def read(text: bytes) -> _Message:
+            try:
+                return handler.request_deserializer(text)
+            except DecodeError:
+                return _Unreadable()
+
+        return grpc.unary_unary_rpc_method_handler(
+            handler.unary_unary, read, handler.response_serializer
+        )
 
 
 class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -243,6 +269,8 @@ async def measured(
 
 
 def _count(admitted: Admitted, request: _Message) -> None:
+    if isinstance(request, _Unreadable):
+        raise invalid("the message cannot be read: its bytes are damaged, or of another type.")
     size = request.ByteSize()
     if size > admitted.service.bounds.request_bytes:
         raise RefusedError("RESOURCE_EXHAUSTED", f"the request is too large: {size} bytes.")

@@ -278,7 +278,9 @@ async def _drain(
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """Takes a port, without answering on it yet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends without delay where a socket says that it is TCP, and only there; otherwise the
+    # second part of every small answer waits 40 ms for the client's acknowledgement of the first.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
