@@ -406,6 +406,23 @@ def test_requests_are_joined_if_that_is_asked_for(models: Path) -> None:
     assert "BATCHING=off" in DOCKERFILE.steps("serve", "ENV")[0].text
 
 
+def test_signals_reach_the_server(models: Path) -> None:
+    start(models)
+    (models.parent / "programs" / "tensorflow_model_server").write_text("#!/bin/sh\necho $$\n")
+    process = subprocess.Popen(
+        ["/bin/bash", CONTAINERS / "serve.sh"],
+        env={
+            "PATH": f"{models.parent / 'programs'}:{os.environ['PATH']}",
+            "MODEL_NAME": "colours",
+            "MODEL_BASE_PATH": str(models),
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said, _ = process.communicate()
+    assert int(said) == process.pid  # it took the script's place
+
+
 def test_a_check_starts_no_server(models: Path) -> None:
     assert start(models, "--check")[:2] == (0, [])
 
@@ -563,8 +580,14 @@ def test_a_server_of_another_model_is_not_healthy() -> None:
         assert healthy(port) == 1
 
 
-def test_an_error_that_speaks_of_available_is_not_healthy() -> None:
-    with answering(colours=(503, '{"error": "is not \\"AVAILABLE\\""}')) as (port, _):
+def test_an_answer_with_an_error_is_not_healthy() -> None:
+    with answering(colours=(503, status("AVAILABLE")[1])) as (port, _):
+        assert healthy(port) == 1
+
+
+def test_a_version_that_ended_unavailable_is_not_healthy() -> None:
+    code, text = status("END")
+    with answering(colours=(code, text.replace('"OK"', '"UNAVAILABLE"'))) as (port, _):
         assert healthy(port) == 1
 
 
