@@ -57,17 +57,18 @@ RUN python -m pip install --no-deps /src \
     && rm -rf /src/build /src/*.egg-info
 # Of whoever runs it; without it a user that the image does not know would be at home in /.
 ENV HOME=/home/kft
-USER kft
+# kft, by number: Kubernetes' runAsNonRoot cannot look a name up.
+USER 1000:1000
 WORKDIR /work
 ENTRYPOINT ["kft"]
 CMD ["--help"]
 
 FROM kft AS serve-kft
-USER root
+USER 0
 RUN python /src/requirements.py /src/setup.cfg serve > /tmp/requirements.txt \
     && python -m pip install -r /tmp/requirements.txt \
     && rm /tmp/requirements.txt
-USER kft
+USER 1000:1000
 EXPOSE 8500 8501
 HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --retries=3 \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8501/readyz', timeout=4)"]
@@ -83,7 +84,7 @@ ENV MODEL_NAME=model \
     BATCHING=off
 COPY containers/serve.sh containers/healthy.sh /opt/kft/
 EXPOSE 8500 8501
-# nobody, by number: Kubernetes' runAsNonRoot cannot look a name up.
+# nobody
 USER 65534:65534
 # The image has no curl and no Python; bash opens the connection itself.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=2m --retries=3 \

@@ -88,9 +88,10 @@ class Dockerfile:
         stage: Stage | None = None
         for step in _steps(path.read_text(encoding="utf-8")):
             if step.word == "FROM":
-                base, as_word, name = step.text.split()
-                if as_word != "AS" or name in self.stages:
+                found = re.fullmatch(r"(\S+) AS (\S+)", step.text)
+                if found is None or found[2] in self.stages:
                     raise ValueError(f"line {step.line}: expected FROM IMAGE AS NEW_NAME")
+                base, name = found.groups()
                 stage = self.stages[name] = Stage(name, substituted(base, self.arguments))
             elif stage is None:
                 self.arguments |= _assignment(step)

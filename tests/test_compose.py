@@ -42,7 +42,7 @@ def test_compose_keeps_to_the_specification() -> None:
     for variables in ({}, {"MODEL_NAME": "minilm", "SERVE_CPUS": "0.5", "EXTRAS": "jax"}):
         content = composed(**variables)
         content = {name: part for name, part in content.items() if not name.startswith("x-")}
-        compose_spec.PyCompose.from_dict(content).validate()
+        compose_spec.PyCompose.from_json(json.dumps(content)).validate()
         read = ComposeSpecification.model_validate(content)
         # Keys that are not in the specification are left out by its model.
         kept = json.loads(read.model_dump_json(exclude_unset=True, by_alias=True))
@@ -54,7 +54,7 @@ def test_the_specification_would_be_held_against_compose() -> None:
     wrong = composed()
     wrong["services"]["serve"]["restart"] = 5
     with pytest.raises(ValueError):
-        compose_spec.PyCompose.from_dict(wrong)
+        compose_spec.PyCompose.from_json(json.dumps(wrong))
 
 
 def _keys(content: object) -> set[str]:

@@ -162,8 +162,8 @@ def test_scripts_can_be_parsed_and_say_what_runs_them(script: Path) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_runs_as_root(target: str) -> None:
     user = DOCKERFILE.last(target, "USER").text
-    assert user in ("kft", "65534:65534")
-    if user == "kft":
+    assert user in ("1000:1000", "65534:65534")
+    if user == "1000:1000":
         assert "useradd --create-home --uid 1000 kft" in DOCKERFILE.steps(target, "RUN")[0].text
 
 
@@ -232,6 +232,7 @@ def requirements(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_what_is_installed_first_is_what_the_package_requires(wheel: Path) -> None:
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     archive = zipfile.ZipFile(wheel)
     (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
@@ -242,7 +243,7 @@ def test_what_is_installed_first_is_what_the_package_requires(wheel: Path) -> No
 
     def needed(extra: str) -> set[tuple[str, str, frozenset[str]]]:
         return {
-            (row.name, str(row.specifier), frozenset(row.extras))
+            (canonicalize_name(row.name), str(row.specifier), frozenset(row.extras))
             for row in required
             if not row.marker or row.marker.evaluate({"extra": extra})
         }
@@ -252,7 +253,7 @@ def test_what_is_installed_first_is_what_the_package_requires(wheel: Path) -> No
         assert done.returncode == 0, done.stderr
         rows = [Requirement(line) for line in done.stdout.splitlines()]
         found = {
-            (row.name, str(row.specifier), frozenset(row.extras))
+            (canonicalize_name(row.name), str(row.specifier), frozenset(row.extras))
             for row in rows
             if not row.marker or row.marker.evaluate()
         }
@@ -278,8 +279,6 @@ def test_an_unknown_extra_is_an_error_that_names_the_known_ones() -> None:
 def test_extras_that_the_dockerfile_installs_exist() -> None:
     texts = [step.text for step in DOCKERFILE.steps("serve-kft", "RUN")]
     (extra,) = {found[1] for text in texts if (found := re.search(r"setup\.cfg (\w+) >", text))}
-    if "serve" not in cli.main.commands:
-        pytest.skip("there is no 'kft serve' yet")
     assert requirements(str(ROOT / "setup.cfg"), extra).returncode == 0
 
 
@@ -330,8 +329,6 @@ def test_the_command_of_serve_kft_is_understood() -> None:
     entry = DOCKERFILE.last("serve-kft", "ENTRYPOINT").listed or []
     command = DOCKERFILE.last("serve-kft", "CMD").listed or []
     assert [*entry, *command[:2]] == ["kft", "serve", "/export"]
-    if "serve" not in cli.main.commands:
-        pytest.skip("there is no 'kft serve' yet")
     context = cli.main.commands["serve"].make_context("serve", command[1:])
     assert context.params["host"] == "0.0.0.0"
     assert context.params["port"] == 8501
@@ -403,6 +400,23 @@ def test_requests_are_joined_if_that_is_asked_for(models: Path) -> None:
     assert flags[-2:] == ["--enable_batching", batching]
     assert not any("batching" in flag for flag in start(models, BATCHING="off")[1])
     assert "BATCHING=off" in DOCKERFILE.steps("serve", "ENV")[0].text
+
+
+def test_signals_reach_the_server(models: Path) -> None:
+    start(models)
+    (models.parent / "programs" / "tensorflow_model_server").write_text("#!/bin/sh\necho $$\n")
+    process = subprocess.Popen(
+        ["/bin/bash", CONTAINERS / "serve.sh"],
+        env={
+            "PATH": f"{models.parent / 'programs'}:{os.environ['PATH']}",
+            "MODEL_NAME": "colours",
+            "MODEL_BASE_PATH": str(models),
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said, _ = process.communicate()
+    assert int(said) == process.pid  # it took the script's place
 
 
 def test_a_check_starts_no_server(models: Path) -> None:
@@ -562,8 +576,14 @@ def test_a_server_of_another_model_is_not_healthy() -> None:
         assert healthy(port) == 1
 
 
-def test_an_error_that_speaks_of_available_is_not_healthy() -> None:
-    with answering(colours=(503, '{"error": "is not \\"AVAILABLE\\""}')) as (port, _):
+def test_an_answer_with_an_error_is_not_healthy() -> None:
+    with answering(colours=(503, status("AVAILABLE")[1])) as (port, _):
+        assert healthy(port) == 1
+
+
+def test_a_version_that_ended_unavailable_is_not_healthy() -> None:
+    code, text = status("END")
+    with answering(colours=(code, text.replace('"OK"', '"UNAVAILABLE"'))) as (port, _):
         assert healthy(port) == 1
 
 
