@@ -390,7 +390,10 @@ def test_overriding_one_setting_of_a_named_augmentation_keeps_the_rest(tmp_path:
         ("trian.seed=1", "trian: unknown key; did you mean 'train'?"),
         ("seed=1", "seed: unknown key here; it belongs at 'data.split.seed' or 'train.seed'."),
         ("batchsize=1", "batchsize: unknown key; did you mean 'data.batch_size'?"),
-        ("qqq=1", "qqq: unknown key; the keys of a recipe are task, backbone, data, train."),
+        (
+            "qqq=1",
+            "qqq: unknown key; the keys of a recipe are task, backbone, data, train, export.",
+        ),
         ("train.seed", "train.seed: expected key=value with a dotted key"),
         ("=1", "expected key=value with a dotted key"),
         ("train..seed=1", "train..seed: expected key=value"),
@@ -698,7 +701,7 @@ def test_every_backbone_and_each_of_its_weights_can_be_chosen(smallest: Path, na
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "r.yaml: is empty; a recipe is a mapping of task, backbone, data, train."),
+        (b"", "r.yaml: is empty; a recipe is a mapping of task, backbone, data, train, export."),
         (b"# nothing\n", "r.yaml: is empty"),
         (b"---\n", "r.yaml: is empty"),
         (b"- 1\n- 2\n", "r.yaml: holds [1, 2]; a recipe is a mapping"),
