@@ -166,7 +166,7 @@ def _show(console: Console, path: Path, report: dict[str, Any], inside: bool | s
     if inside is not True:
         console.print(f"  takes numbers of tokens: {escape(str(inside))}", highlight=False)
     times = ", ".join(f"{size}: {ms:.1f} ms" for size, ms in report["latency"].items())
-    console.print(f"  seconds of a request by its examples here: {times}", highlight=False)
+    console.print(f"  a request takes here, by its examples: {times}", highlight=False)
 
 
 @contextlib.contextmanager
