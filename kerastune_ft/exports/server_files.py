@@ -76,7 +76,7 @@ def batching(latency: Mapping[int | str, float]) -> str:
     wait = int(1000 * _WAIT * alone) if largest > 1 else 0
     verdict = "pays here" if largest > 1 else "does not pay here: leave --enable_batching away"
     return f"""# Read with --enable_batching alone. Measured where it was exported, ms of a
-# request by its examples: {known}. To join requests {verdict}.
+# request by its examples: {known}. Joining requests {verdict}.
 # A request that fails fails those that it was joined with: a picture that cannot be read, or arrays
 # and tokens of another shape than the others'.
 max_batch_size {{ value: {_REQUEST} }}
