@@ -19,7 +19,7 @@ from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.data import images, inspection
 from kerastune_ft.data.decoding import Preparation
-from kerastune_ft.errors import ExportError
+from kerastune_ft.errors import ExportError, RunError
 from kerastune_ft.exports import (
     contract,
     examples,
@@ -397,6 +397,14 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
         verification.verify(tmp_path)
 
 
+def test_a_name_that_no_address_can_have_is_refused(
+    exported: tuple[Run, exports.Exported], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="expected letters"):
+        exports.export(exported[0], output=tmp_path / "models", name="a/b")
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_run_that_is_not_finished_is_refused(
     exported: tuple[Run, exports.Exported], tmp_path: Path
 ) -> None:
@@ -408,7 +416,12 @@ def test_a_run_that_is_not_finished_is_refused(
 
 
 @pytest.mark.parametrize(
-    "task", ["text_classification", "text_pair_classification", "text_multilabel"]
+    "task",
+    [
+        "text_classification",
+        pytest.param("text_pair_classification", marks=pytest.mark.slow),
+        pytest.param("text_multilabel", marks=pytest.mark.slow),
+    ],
 )
 def test_texts_are_served_as_they_were_trained_on(tmp_path: Path, task: str) -> None:
     run = workflow.fit(text_recipe(tmp_path, task), runs_dir=tmp_path / "runs", name="texts")
@@ -431,7 +444,7 @@ def test_every_family_of_tokenizers_is_served(tmp_path: Path, backbone: str) -> 
 @pytest.mark.parametrize(
     "task",
     [
-        "token_classification",
+        pytest.param("token_classification", marks=pytest.mark.slow),
         pytest.param("text_to_text", marks=pytest.mark.slow),
         pytest.param("text_generation", marks=pytest.mark.slow),
     ],
@@ -447,6 +460,7 @@ def test_what_is_said_in_words_is_served(tmp_path: Path, task: str) -> None:
     assert [text.decode() for text in said[key]] == [row["predicted"] for row in rows]
 
 
+@pytest.mark.slow
 def test_numbers_of_tokens_are_served_where_the_tokenizer_stays_outside(tmp_path: Path) -> None:
     recipe = text_recipe(tmp_path, data={"cleaning": {"text": {"html": True}}})
     run = workflow.fit(recipe, runs_dir=tmp_path / "runs", name="texts")
@@ -456,6 +470,7 @@ def test_numbers_of_tokens_are_served_where_the_tokenizer_stays_outside(tmp_path
     assert (made.path / "assets.extra" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_numbers_are_served_in_their_own_units(tmp_path: Path) -> None:
     run = workflow.fit(
         text_recipe(tmp_path, "text_regression"), runs_dir=tmp_path / "runs", name="numbers"

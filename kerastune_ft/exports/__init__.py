@@ -33,7 +33,7 @@ from kerastune_ft.errors import DataError, ExportError
 from kerastune_ft.exports import contract as contracts
 from kerastune_ft.exports import server_files
 from kerastune_ft.exports.contract import EXTRA, Contract
-from kerastune_ft.runs import Run
+from kerastune_ft.runs import Run, check_name
 
 if TYPE_CHECKING:
     from kerastune_ft.exports.graphs import Served
@@ -93,6 +93,7 @@ def export(
             f"run '{run.path}' is {run.state}; 'kft resume {run.path}' goes on with it, then "
             "export."
         )
+    check_name(name or run.name)
     base = Path(output) if output is not None else run.path / "export"
     served = graphs.Served.of(run)
     with _new_version(base, version) as (temporary, number):
