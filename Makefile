@@ -14,6 +14,10 @@ torture:
 	KFT_EXHAUSTIVE=1 pytest -m slow -n 0 tests/test_strategies.py -k slowly
 	KFT_EXHAUSTIVE=1 pytest -m slow -n 1 tests/test_contract.py tests/test_models.py \
 	    tests/test_backbones.py
+	KFT_EXHAUSTIVE=1 pytest -m "slow or network" -n 1 tests/test_containers.py \
+	    tests/test_devices.py tests/test_folds.py tests/test_mismatch.py tests/test_optimizers.py \
+	    tests/test_rate_finder.py tests/test_resume.py tests/test_shared_training.py \
+	    tests/test_suspects.py
 
 lint:
 	ruff check .

@@ -27,6 +27,20 @@ SISTERS = {
 """Others that differ from a smaller network of their family in depth and width alone."""
 
 
+LONG = (
+    "test_containers.py::test_the_steps_of_train_work_in_a_fresh_environment",
+    "test_devices.py::test_two_mirrored_replicas_end_with_the_weights_of_one_device[True]",
+    "test_folds.py::test_interrupted_in_the_second_fold_it_goes_on_there",
+    "test_mismatch.py::test_real_data_gain_from_real_weights[flowers5",
+    "test_optimizers.py::test_all_of_this_holds_on_the_jax_backend",
+    "test_rate_finder.py::test_on_digits_the_suggestion_trains",
+    "test_resume.py::test_a_signal_saves_exits_and_the_run_goes_on[2-130]",
+    "test_shared_training.py::test_two_replicas_end_where_one_device_ends",
+    "test_suspects.py::test_wrong_labels_of_real_photographs_are_found[flowers5",
+)
+"""Tests of half a minute to three minutes that have a shorter sister."""
+
+
 def pytest_collection_modifyitems(items):
     """Leaves larger sisters of each family to `make torture`: they take CI half an hour."""
     from kerastune_ft.backbones import PICTURES
@@ -38,7 +52,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         values = getattr(item, "callspec", None)
         named = {v for v in values.params.values() if isinstance(v, str)} if values else set()
-        if item.get_closest_marker("slow") and named & left:
+        long = item.nodeid.rpartition("/")[2].startswith(LONG)
+        if long or (item.get_closest_marker("slow") and named & left):
             item.add_marker(pytest.mark.skip(reason="takes long; KFT_EXHAUSTIVE=1 runs it"))
 
 
