@@ -19,19 +19,26 @@ HUGE = 40e6
 """Parameters from which on slow tests of a network run only where KFT_EXHAUSTIVE is set."""
 ALONE = ("inception_resnet_v2",)
 """Larger ones that have no smaller sister."""
+SISTERS = {
+    "densenet169", "densenet201", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3",
+    "efficientnet_b4", "efficientnet_b5", "efficientnet_lite1", "efficientnet_v2_b1",
+    "efficientnet_v2_b2", "efficientnet_v2_b3", "vgg19",
+}  # fmt: skip
+"""Others that differ from a smaller network of their family in depth and width alone."""
 
 
 def pytest_collection_modifyitems(items):
-    """Leaves the largest sisters of each family to `make torture`: they take CI half an hour."""
+    """Leaves larger sisters of each family to `make torture`: they take CI half an hour."""
     from kerastune_ft.backbones import PICTURES
 
     if "KFT_EXHAUSTIVE" in os.environ:
         return
     huge = {row.name for row in PICTURES.values() if row.parameters > HUGE} - set(ALONE)
+    left = huge | SISTERS
     for item in items:
         values = getattr(item, "callspec", None)
         named = {v for v in values.params.values() if isinstance(v, str)} if values else set()
-        if item.get_closest_marker("slow") and named & huge:
+        if item.get_closest_marker("slow") and named & left:
             item.add_marker(pytest.mark.skip(reason="takes long; KFT_EXHAUSTIVE=1 runs it"))
 
 

@@ -310,9 +310,7 @@ def keras_network(
 
 
 LIGHT = {row.name for row in BACKBONES.values() if row.family == "mobilenet"} | {
-    "convnext_tiny",
     "efficientnet_b0",
-    "xception",
 }
 
 

@@ -58,6 +58,7 @@ def test_pictures_are_measured_and_nothing_else_is_written(
     assert "1 head" in done.output
 
 
+@pytest.mark.slow
 def test_texts_are_measured(tmp_path: Path) -> None:
     rows = [{"text": "good film " * (n % 9 + 1), "label": "ab"[n % 2]} for n in range(60)]
     path = tmp_path / "texts.jsonl"

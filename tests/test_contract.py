@@ -25,19 +25,15 @@ QUICK = frozenset(
         "densenet121",
         "efficientnet_b0",
         "efficientnet_lite0",
-        "efficientnet_v2_b0",
         "inception_v3",
-        "mobilenet",
         "mobilenet_v2",
-        "mobilenet_v3_large",
         "mobilenet_v3_small",
         "resnet50",
-        "resnet50_v2",
         "vgg16",
-        "xception",
     }
 )
-"""Rows that are tested every time: every family and every pixel rule; the others are slow."""
+"""Rows that are tested every time: of every kind of layers and every pixel rule; the others are
+slow."""
 
 
 def rows(*names: str) -> list[object]:

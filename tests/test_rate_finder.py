@@ -407,6 +407,7 @@ def written(photos, weights_file, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_per_stage_and_writes_a_table_and_a_picture(
     written, weights_file, tmp_path
 ):

@@ -466,11 +466,18 @@ def ask(process, name):
     assert not said, said
 
 
+LONG = (
+    "a_stage_that_stalls_gives_way_to_the_next",
+    "soup_and_wise_ft_never_make_validation_worse",
+    "the_whole_way_back_is_the_model_before_the_backbone_was_touched",
+)
+
+
 def often(name):
     """Whether a check is made every time: not of most strategies, nor what takes longest."""
     run = name.partition(":")[0]
     short = run == name or run in ("gradual", "lp_ft", "surgical affine")
-    return short and run != "a_stage_that_stalls_gives_way_to_the_next"
+    return short and run not in LONG
 
 
 @pytest.mark.parametrize(

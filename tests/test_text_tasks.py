@@ -85,10 +85,10 @@ def make_recipe(path, task, backbone=None, epochs=2, **settings):
     "task",
     [
         "text_classification",
-        "text_pair_classification",
-        "text_multilabel",
+        pytest.param("text_pair_classification", marks=pytest.mark.slow),
+        pytest.param("text_multilabel", marks=pytest.mark.slow),
         "text_regression",
-        "token_classification",
+        pytest.param("token_classification", marks=pytest.mark.slow),
         pytest.param("text_to_text", marks=pytest.mark.slow),
         pytest.param("text_generation", marks=pytest.mark.slow),
     ],
@@ -138,6 +138,7 @@ def test_a_network_that_writes_learns_to_pick_a_word(tmp_path):
     assert run.read_json("scores")["test"]["exact_match"] >= 0.8
 
 
+@pytest.mark.slow
 def test_words_get_the_tags_that_were_learned(tmp_path):
     path = write(tmp_path / "a.jsonl", "token_classification", n=240)
     run = workflow.fit(
