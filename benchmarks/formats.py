@@ -4,11 +4,10 @@
     python -m benchmarks.formats runs/clothing --calibration 16 64 200 --seeds 3
     python -m benchmarks.formats runs/trec6 --length 64
 
-Every file is opened in a process of its own, without Keras, and answers the whole test split there,
-eight examples at a time. Latencies are medians of one batch that is given again and again; the first
-line is the Keras model in a process with nothing else to do. With `--calibration` full int8 alone is
-written, once for every number of training pictures and seed by which they are drawn. Run it on an
-idle machine.
+Every file is opened in a process of its own, without Keras, and answers the whole test split
+there, eight examples at a time. Latencies are medians of one batch that is given again and again;
+the first line is the Keras model. With `--calibration` full int8 alone is written, once for every
+number of training pictures and seed by which they are drawn. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ OPSET = 17
 
 _LARGEST_FLOAT16 = float(np.finfo("float16").max)
 _NARROW = re.compile(r"(mixed_)?b?float16")
+_MISSING = re.compile(r"^(Custom|Flex) ops: |^No Op registered|conversion rule found")
 _QUIET = ("tensorflow", "absl", "tf2onnx")
 
 
@@ -186,7 +187,9 @@ def to_onnx(wanted: Wanted, path: Path) -> Made:
             if said is not None:
                 os.environ["TF_CPP_MIN_LOG_LEVEL"] = said
         try:
-            model, _ = tf2onnx.convert.from_function(function, specs, opset=OPSET)
+            model, _ = tf2onnx.convert.from_function(
+                function, specs, opset=OPSET, custom_op_handlers={"Erfc": (_add_erfc, [])}
+            )
         except Exception as error:  # the converter raises what its parts raise
             raise unfit("onnx", wanted, error) from error
     for tensor in (*model.graph.input, *model.graph.output):
@@ -196,9 +199,34 @@ def to_onnx(wanted: Wanted, path: Path) -> Made:
     if wanted.quantize == "float16":
         _halve(model)
     onnx.save(model, str(path))
-    # By its path, because a model above 2 GB does not go through a message.
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        # The converter leaves operations that it does not know as they are, and says so nowhere.
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise unfit("onnx", wanted, error) from error
     return Made(length=length_of(wanted, inputs, open_if_it_can_be=True), opset=OPSET)
+
+
+def _add_erfc(graph: Any, node: Any, name: str, arguments: Any) -> None:
+    """Writes `erfc(x)`, which tf.nn.gelu is made of and tf2onnx does not know, as `1 + erf(-x)`.
+
+    Where x is a product with a negated factor the factor is taken without its sign, which gives the
+    form of GELU that onnxruntime recognises and computes at once.
+    """
+    import tf2onnx
+
+    (inner,) = node.inputs
+    if inner.type == "Mul" and inner.inputs[0].type == "Neg":
+        negated = graph.make_node("Mul", [inner.inputs[0].input[0], inner.input[1]])
+    else:
+        negated = graph.make_node("Neg", node.input)
+    error = graph.make_node("Erf", negated.output)
+    one = graph.make_const(tf2onnx.utils.make_name("one"), np.float32(1.0))
+    shapes, types = node.output_shapes, node.output_dtypes
+    graph.remove_node(node.name)
+    graph.make_node(
+        "Add", [error.output[0], one.output[0]], outputs=node.output, shapes=shapes, dtypes=types
+    )
 
 
 def _halve(model: Any) -> None:
@@ -321,7 +349,7 @@ def quietly() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             # Calibration still runs tf.lite.Interpreter, which says that it will go.
             warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
@@ -341,7 +369,7 @@ def unfit(name: str, wanted: Wanted, error: Exception) -> ExportError:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # The operations that are missing stand somewhere in a long message.
-    telling = [line for line in lines if re.search(r"(?i)\bops?:|not supported|no rule", line)]
+    telling = [line for line in lines if _MISSING.search(line)]
     reason = (telling or lines or [type(error).__name__])[0]
     return ExportError(
         f"{name}: model '{wanted.model.name}' cannot be converted: {reason[:300]}; another format "

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerastune_ft import runtimes
+from kerastune_ft import quiet, runtimes
 from kerastune_ft.conversions import (
     PICTURES,
     Made,
@@ -115,7 +115,8 @@ def _converted(
             both = [operations.TFLITE_BUILTINS_INT8, operations.TFLITE_BUILTINS]
             converter.target_spec.supported_ops = both
             converter.representative_dataset = calibration
-        return bytes(converter.convert())
+        with quiet.unheard():  # MLIR prints what it is doing, and of an error what is raised anyway
+            return bytes(converter.convert())
 
 
 def _try_out(path: Path, inputs: Mapping[str, Any], length: int | None) -> None:
@@ -140,13 +141,14 @@ def _try_out(path: Path, inputs: Mapping[str, Any], length: int | None) -> None:
 def _examples(wanted: Wanted) -> Iterator[dict[str, NDArray[Any]]]:
     """Yields the pictures that ranges come from, one by one."""
     for batch in wanted.samples() if wanted.samples is not None else ():
-        pictures = batch.get(PICTURES) if isinstance(batch, Mapping) else batch
+        given = batch.get(PICTURES, ()) if isinstance(batch, Mapping) else batch
+        pictures = np.asarray(given, "float32")
         wants = wanted.model.input.shape
-        if np.ndim(pictures) != 4 or np.shape(pictures)[1:] != wants[1:]:
+        if pictures.ndim != 4 or pictures.shape[1:] != wants[1:]:
             raise ExportError(
-                f"samples: expected batches of pictures {tuple(wants)}, got {np.shape(pictures)}."
+                f"samples: expected batches of pictures {tuple(wants)}, got {pictures.shape}."
             )
-        for picture in np.asarray(pictures, "float32"):
+        for picture in pictures:
             yield {PICTURES: picture[None]}
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerastune_ft import quiet
 from kerastune_ft.errors import ExportError
 
 Inputs = NDArray[Any] | Mapping[str, NDArray[Any]]
@@ -36,7 +37,9 @@ def open_litert(path: Path, threads: int | None = None) -> Answers:
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    run = Interpreter(model_path=str(path), num_threads=threads or cores()).get_signature_runner()
+    with quiet.unheard():  # it tells of its delegate
+        opened = Interpreter(model_path=str(path), num_threads=threads or cores())
+    run = opened.get_signature_runner()
     details = run.get_input_details()
     types = {name: detail["dtype"] for name, detail in details.items()}
     shape = [int(side) for side in next(iter(details.values()))["shape_signature"]]
