@@ -177,7 +177,6 @@ def to_onnx(wanted: Wanted, path: Path) -> Made:
     import onnx
 
     inputs = inputs_of(wanted.model)
-    function, specs = function_of(wanted)
     with quietly():
         said = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
         try:
@@ -186,9 +185,18 @@ def to_onnx(wanted: Wanted, path: Path) -> Made:
             os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
             if said is not None:
                 os.environ["TF_CPP_MIN_LOG_LEVEL"] = said
+        frozen = _frozen(traced(wanted))
+        names = dict(zip((tensor.name for tensor in frozen.inputs), inputs, strict=True))
+        (returned,) = (tensor.name for tensor in frozen.outputs)
         try:
-            model, _ = tf2onnx.convert.from_function(
-                function, specs, opset=OPSET, custom_op_handlers={"Erfc": (_add_erfc, [])}
+            model, _ = tf2onnx.convert.from_graph_def(
+                frozen.graph.as_graph_def(add_shapes=True),
+                name=wanted.model.name,
+                input_names=list(names),
+                output_names=[returned],
+                tensors_to_rename={**names, returned: wanted.output},
+                opset=OPSET,
+                custom_op_handlers={"Erfc": (_add_erfc, [])},
             )
         except Exception as error:  # the converter raises what its parts raise
             raise unfit("onnx", wanted, error) from error
@@ -290,10 +298,8 @@ def length_of(
     return fixed if fixed is not None or open_if_it_can_be else wanted.length
 
 
-def function_of(
-    wanted: Wanted, batch: int | None = None, length: int | None = None
-) -> tuple[Any, list[Any]]:
-    """Returns a model as a function of TensorFlow, and what its arguments are.
+def traced(wanted: Wanted, batch: int | None = None, length: int | None = None) -> Any:
+    """Returns a model as a concrete function of TensorFlow.
 
     Args:
         wanted: Its model and the name of its output.
@@ -316,7 +322,25 @@ def function_of(
         given = values[0] if PICTURES in inputs else dict(zip(inputs, values, strict=True))
         return {wanted.output: wanted.model(given, training=False)}
 
-    return tf.function(run, autograph=False), specs
+    # Keras computes grouped convolutions in functions for XLA, which nobody else can look into;
+    # "eagerly" means that their operations become part of this function.
+    eager = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        return tf.function(run, autograph=False).get_concrete_function(*specs)
+    finally:
+        tf.config.run_functions_eagerly(eager)
+
+
+def _frozen(function: Any) -> Any:
+    """Returns a concrete function whose variables and other captured tensors are constants."""
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    return convert_variables_to_constants_v2(
+        function, lower_control_flow=False, aggressive_inlining=True
+    )
 
 
 @contextlib.contextmanager
@@ -326,19 +350,18 @@ def saved(
     """Yields a SavedModel with one signature, `serving_default`, which is gone afterwards.
 
     Args:
-        wanted: As in `function_of`.
+        wanted: As in `traced`.
         folder: Where it may lie.
-        batch: As in `function_of`.
-        length: As in `function_of`.
+        batch: As in `traced`.
+        length: As in `traced`.
     """
     import tensorflow as tf
 
-    function, specs = function_of(wanted, batch, length)
+    function = traced(wanted, batch, length)
     held = tf.Module()
     held.held_variables = [variable.value for variable in wanted.model.variables]
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saved-") as place:
-        concrete = function.get_concrete_function(*specs)
-        tf.saved_model.save(held, place, signatures={"serving_default": concrete})
+        tf.saved_model.save(held, place, signatures={"serving_default": function})
         yield Path(place)
 
 
