@@ -75,7 +75,7 @@ class Subject:
         model = predictions.load_model(run)
         activation = {"class": "softmax", "classes": "sigmoid"}.get(TASKS[self.task].labels)
         last = keras.layers.Activation(activation or "linear", dtype="float32")
-        self.served = keras.Model(model.input, last(model.output), name=model.name)
+        self.served = keras.Model(model.input, last(model.outputs[0]), name=model.name)
         splits = workflow.read(self.recipe)
         self.labels = np.asarray(splits.test.labels)
         self.length = None

@@ -91,6 +91,8 @@ def inputs_of(model: keras.Model) -> dict[str, Any]:
             outputs.
     """
     tensors = model.input
+    if isinstance(tensors, list | tuple) and len(tensors) == 1:
+        (tensors,) = tensors
     if isinstance(tensors, Mapping) and set(TEXTS[:2]) <= set(tensors) <= set(TEXTS):
         found = {name: tensors[name] for name in TEXTS if name in tensors}
     elif hasattr(tensors, "shape") and len(tensors.shape) == 4 and None not in tensors.shape[1:]:
@@ -320,7 +322,10 @@ def traced(wanted: Wanted, batch: int | None = None, length: int | None = None) 
 
     def run(*values: Any) -> dict[str, Any]:
         given = values[0] if PICTURES in inputs else dict(zip(inputs, values, strict=True))
-        return {wanted.output: wanted.model(given, training=False)}
+        returned = wanted.model(given, training=False)
+        # Of a reloaded model a list of one array.
+        (found,) = returned if isinstance(returned, list | tuple) else (returned,)
+        return {wanted.output: found}
 
     # Keras computes grouped convolutions in functions for XLA, which nobody else can look into;
     # "eagerly" means that their operations become part of this function.

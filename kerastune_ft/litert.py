@@ -143,7 +143,7 @@ def _examples(wanted: Wanted) -> Iterator[dict[str, NDArray[Any]]]:
     for batch in wanted.samples() if wanted.samples is not None else ():
         given = batch.get(PICTURES, ()) if isinstance(batch, Mapping) else batch
         pictures = np.asarray(given, "float32")
-        wants = wanted.model.input.shape
+        wants = wanted.model.inputs[0].shape
         if pictures.ndim != 4 or pictures.shape[1:] != wants[1:]:
             raise ExportError(
                 f"samples: expected batches of pictures {tuple(wants)}, got {pictures.shape}."

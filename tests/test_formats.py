@@ -70,11 +70,12 @@ def texts(n=24, length=LENGTH, seed=0, segments=True):
     return {**found, "segment_ids": mask * (ids % 2)} if segments else found
 
 
-def picture_model(backbone="mobilenet_v2", **options):
+def picture_model(backbone="mobilenet_v2", filled=True, **options):
     keras.utils.set_random_seed(0)
     options = {"alpha": 0.35, "image_size": SIDE, **options}
     model = models.image_classifier(backbone, CLASSES, weights="none", seed=0, **options)
-    fill_batch_norm_statistics(model)
+    if filled:
+        fill_batch_norm_statistics(model)
     return model
 
 
@@ -587,16 +588,16 @@ def test_a_record_is_plain_data(shelf):
 @pytest.mark.parametrize(
     ("backbone", "options"),
     [
-        ("mobilenet", {"alpha": 0.25}),
+        ("mobilenet", {"alpha": 0.25, "channels": 1, "pooling": "gem"}),
         ("mobilenet_v3_small", {"alpha": 0.75}),
-        ("efficientnet_b0", {"alpha": None}),
-        ("resnet50", {"alpha": None, "channels": 1}),
+        # With statistics of a few pictures it multiplies a difference of 0.001 by a million.
+        ("efficientnet_b0", {"alpha": None, "image_size": 64, "filled": False}),
+        ("resnet50", {"alpha": None}),
         ("convnext_tiny", {"alpha": None}),
-        ("densenet121", {"alpha": None, "pooling": "gem"}),
     ],
 )
 def test_other_networks_of_pictures_answer_like_keras(name, backbone, options, tmp_path):
-    inputs = pictures()[..., : options.get("channels", 3)]
+    inputs = pictures(side=options.get("image_size", SIDE))[..., : options.get("channels", 3)]
     served = served_of(spread(picture_model(backbone, **options), inputs))
     artefact = formats.write(name, served, tmp_path / FORMATS[name].file)
     expected = served.predict(inputs, verbose=0)
@@ -660,12 +661,27 @@ def test_models_of_mixed_precision_and_lora_are_written_in_float32(name, tmp_pat
     assert artefact.remarks[0].startswith(f"{name}: computes in float32, with LoRA merged")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_reloaded_model_is_written_like_the_one_that_was_saved(name, sighted, tmp_path):
-    served, inputs, expected = sighted
-    served.save(tmp_path / "model.keras")
+def test_a_reloaded_model_is_written_like_the_one_that_was_saved(name, small, tmp_path):
+    served, inputs, expected = small
+    model = keras.Model(served.input, served.get_layer("logits").output)
+    model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    artefact = formats.write(name, again, tmp_path / FORMATS[name].file)
-    said = elsewhere(artefact, inputs, tmp_path)
-    np.testing.assert_allclose(said, expected, rtol=0, atol=1e-4)
+    for number, last in enumerate((again, keras.Sequential([again, keras.layers.Softmax()]))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if number:
+            last.build((None, SIDE, SIDE, 3))
+        artefact = formats.write(name, last, folder / FORMATS[name].file)
+        said = formats.open_artefact(name, artefact.path)(inputs)
+        wanted = expected if number else np.asarray(model(inputs))
+        np.testing.assert_allclose(said, wanted, rtol=0, atol=1e-4)
+
+
+def test_models_of_lists_of_one_are_written(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    listed = keras.Model([inputs], [keras.layers.GlobalMaxPooling2D()(inputs)])
+    artefact = formats.write("onnx", listed, tmp_path / "model.onnx")
+    example = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype("float32")
+    said = formats.open_artefact("onnx", artefact.path)(example)
+    np.testing.assert_array_equal(said, example.max(axis=(1, 2)))
