@@ -46,6 +46,10 @@ class NotFiniteError(TrainingError):
     """Reports a loss that is no longer a finite number."""
 
 
+class ExportError(KftError):
+    """Reports a model that cannot be written in another form, or run from it."""
+
+
 class RunError(KftError):
     """Reports a run folder that is missing, taken, incomplete or not writable."""
 
