@@ -46,16 +46,12 @@ class NotFiniteError(TrainingError):
     """Reports a loss that is no longer a finite number."""
 
 
-class ExportError(KftError):
-    """Reports a model that cannot be written in another form, or run from it."""
-
-
 class RunError(KftError):
     """Reports a run folder that is missing, taken, incomplete or not writable."""
 
 
 class ExportError(KftError):
-    """Reports an export that cannot be written or read, or does not answer as the run does."""
+    """Reports an export that cannot be written, read or run, or answers otherwise than the run."""
 
 
 class ServingError(KftError):
