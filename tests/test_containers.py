@@ -273,7 +273,7 @@ def test_several_extras_and_an_empty_one_can_be_given() -> None:
 def test_an_unknown_extra_is_an_error_that_names_the_known_ones() -> None:
     done = requirements(str(ROOT / "setup.cfg"), "cuda")
     assert done.returncode == 1
-    assert "'cuda' is unknown; expected some of gpu, jax" in done.stderr
+    assert "'cuda' is unknown; expected some of export, gpu, jax" in done.stderr
 
 
 def test_extras_that_the_dockerfile_installs_exist() -> None:
