@@ -90,7 +90,10 @@ def inputs_of(model: keras.Model) -> dict[str, Any]:
         ExportError: If it takes neither pictures of a fixed size nor tokens, or gives several
             outputs.
     """
-    tensors = model.input
+    import keras
+
+    # A Sequential model that was built and never called has `inputs` alone.
+    tensors = model.inputs if isinstance(model, keras.Sequential) else model.input
     if isinstance(tensors, list | tuple) and len(tensors) == 1:
         (tensors,) = tensors
     if isinstance(tensors, Mapping) and set(TEXTS[:2]) <= set(tensors) <= set(TEXTS):

@@ -109,7 +109,7 @@ def small():
     layers = keras.layers
     inputs = keras.Input((SIDE, SIDE, 3), name="image")
     x = layers.Rescaling(1 / 127.5, -1.0)(inputs)
-    widths = iter((32, 192, 96))
+    widths = iter((32, 256, 128))
     for layer in (
         layers.Conv2D(next(widths), 3, strides=2, padding="same", use_bias=False),
         layers.Conv2D(next(widths), 1, use_bias=False),
@@ -242,7 +242,7 @@ def test_an_int8_file_takes_float32_and_has_a_range_for_every_depthwise_channel(
         for detail in interpreter.get_tensor_details()
         if detail["dtype"] is np.int8 and tuple(detail["shape"][:3]) == (1, 3, 3)
     }
-    assert kernels == {(1, 3, 3, 192): 192}
+    assert kernels == {(1, 3, 3, 256): 256}
     assert artefact.made.float_operations == ()
 
 

@@ -836,7 +836,7 @@ def test_probes_and_figures_are_there(server: Running) -> None:
 
 def test_the_readme_names_every_figure_and_no_other(server: Running) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Serve it")[1].split("\n## ")[0]
+    section = readme.split("\n## Serving\n")[1].split("\n## ")[0]
     text = ask(server.url, "/monitoring/prometheus/metrics").body.decode()
     there = set(re.findall(r"^# TYPE (kft_\w+) ", text, re.MULTILINE))
     there = {name for name in there if not name.endswith("_created")}

@@ -475,7 +475,7 @@ def test_scores_on_which_thresholds_were_tuned_say_so(
     showing.show_scores(console, again, chosen, scores)
     assert words in console.export_text()
     # So does `kft evaluate`, which takes the same split then.
-    monkeypatch.setattr(predictions, "_own_split", lambda *_: splits.validation)
+    monkeypatch.setattr(predictions, "own_split", lambda *_: splits.validation)
     _, _, found = predictions.evaluate(run)
     assert found.scores["thresholds_tuned_here"] is True
     assert found.scores == scores["validation"]
