@@ -2,6 +2,7 @@
 
     python -m benchmarks --photos photos/ --texts texts.csv              # all, in 20 minutes
     python -m benchmarks head gradual --rounds 3 --photos photos/        # these, at full size
+    python -m benchmarks head30 --ways "kft fit" "Keras script" --photos photos/
     python -m benchmarks --size tiny --photos photos/ --texts texts.csv  # does everything run?
 
 A round runs every way once (A B A B ...), and its number is the seed; comparisons take turns within
@@ -49,8 +50,14 @@ class Session:
         self.load = os.getloadavg()
         self.chosen = {name: COMPARISONS[name] for name in options.names or COMPARISONS}
         self.numbers = {name: self._numbers(name) for name in self.chosen}
+        wanted = options.ways
         self.ways = {
-            name: comparison.ways(**self.numbers[name]) for name, comparison in self.chosen.items()
+            name: [
+                way
+                for way in comparison.ways(**self.numbers[name])
+                if not wanted or way.name in wanted
+            ]
+            for name, comparison in self.chosen.items()
         }
         self.results = {name: {way.name: Result() for way in self.ways[name]} for name in self.ways}
         self.once: dict[str, dict[str, Any]] = {name: {} for name in self.chosen}
@@ -249,6 +256,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     known = ", ".join(COMPARISONS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {known}; all by default")
+    parser.add_argument("--ways", nargs="+", metavar="WAY", help="these alone, by their full names")
     parser.add_argument("--photos", type=Path, help="a folder of class folders, or of such parts")
     parser.add_argument("--texts", type=Path, help="a CSV file with the columns text and label")
     parser.add_argument("--rounds", type=int, default=3, help="at most; 3 by default")
@@ -259,6 +267,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.names if name not in COMPARISONS]:
         parser.error(f"unknown: {', '.join(unknown)}; choose from {known}")
+    if options.ways:
+        rows = [COMPARISONS[name] for name in options.names or COMPARISONS]
+        ways = [way.name for row in rows for way in row.ways(**row.sizes["full"])]
+        if unknown := [name for name in options.ways if name not in ways]:
+            parser.error(f"--ways: unknown: {', '.join(unknown)}; choose from {'; '.join(ways)}")
     for name in ("photos", "texts"):
         path = getattr(options, name)
         if path is not None and not path.exists():

@@ -144,10 +144,21 @@ def test_named_comparisons_are_run_at_full_size_and_all_of_them_in_small() -> No
 def test_an_unknown_comparison_or_a_missing_folder_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    for words in (["hed"], ["head", "--photos", str(tmp_path / "nowhere")]):
+    nowhere, other = ["--photos", str(tmp_path / "nowhere")], ["--ways", "kft fit", "by hand"]
+    for words in (["hed"], ["head", *nowhere], ["head", *other]):
         with pytest.raises(SystemExit):
             command.parse(words)
-    assert "choose from head, head30" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "choose from head, head30" in said
+    assert "--ways: unknown: by hand; choose from kft fit; kft fit, train.cache=off" in said
+
+
+def test_some_ways_of_a_comparison_can_be_run_alone(tmp_path: Path) -> None:
+    session = command.Session(
+        command.parse(["head", "head30", "--ways", "Keras script", "kft fit"]), tmp_path
+    )
+    names = {name: [way.name for way in ways] for name, ways in session.ways.items()}
+    assert names == dict.fromkeys(("head", "head30"), ["kft fit", "Keras script"])
 
 
 def test_ways_without_their_data_are_skipped_and_written(tmp_path: Path) -> None:
