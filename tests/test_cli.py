@@ -629,9 +629,8 @@ def test_a_killed_run_keeps_the_model_of_a_finished_epoch(tiny: Path, photos: Pa
     check_what_was_trained_is_there(run, photos)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(15, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_signal_before_training_leaves_nothing(number: int, code: int, tiny: Path) -> None:
     # Nobody writes to the pipe, so the run waits for its table after it has made its folder.
     pipe = tiny.parent / "table.csv"

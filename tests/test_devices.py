@@ -163,6 +163,7 @@ def test_two_jax_replicas_end_with_the_weights_of_one_device_and_may_accumulate(
     assert difference(one, two) < 1e-5
 
 
+@pytest.mark.slow
 def test_replicas_of_logical_cpus_are_used_where_they_exist_and_refused_in_a_used_process():
     code = """
 import tensorflow as tf
@@ -176,6 +177,7 @@ devices.prepare("cpu", replicas=3)"""
     assert "in use" in said
 
 
+@pytest.mark.slow
 def test_jax_replicas_are_refused_in_a_used_process():
     code = """
 import jax
@@ -453,6 +455,7 @@ def test_a_host_whose_machine_stops_is_lost_within_thirty_seconds(tmp_path):
         assert "host 1 was lost, so host 0 ends too" in pair.said(0)
 
 
+@pytest.mark.slow
 def test_hosts_that_do_not_come_and_ports_that_are_taken_are_told():
     code = """
 hosts.START_SECONDS = 2.0

@@ -158,7 +158,10 @@ def text_recipe(tmp_path: Path, task: str = "text_classification", **settings: A
 
 
 @pytest.mark.parametrize("task", ["text_classification", "text_pair_classification"])
-@pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
+@pytest.mark.parametrize(
+    "truncation",
+    ["head", *(pytest.param(how, marks=pytest.mark.slow) for how in ("tail", "head_tail"))],
+)
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "t5", "xlnet"])
 def test_tokens_in_the_graph_are_those_of_training(
     tmp_path: Path, task: str, truncation: str, family: str
@@ -313,6 +316,7 @@ def test_an_operation_in_python_is_found(tmp_path: Path) -> None:
         operations.check(tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_a_later_version_takes_the_next_number_and_a_taken_one_is_refused(
     exported: tuple[Run, exports.Exported], tmp_path: Path
 ) -> None:
@@ -326,6 +330,7 @@ def test_a_later_version_takes_the_next_number_and_a_taken_one_is_refused(
     assert contract.read(made.path).name == "hues"
 
 
+@pytest.mark.slow
 def test_what_answers_otherwise_is_never_seen(
     exported: tuple[Run, exports.Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,7 +423,7 @@ def test_a_run_that_is_not_finished_is_refused(
 @pytest.mark.parametrize(
     "task",
     [
-        "text_classification",
+        pytest.param("text_classification", marks=pytest.mark.slow),
         pytest.param("text_pair_classification", marks=pytest.mark.slow),
         pytest.param("text_multilabel", marks=pytest.mark.slow),
     ],

@@ -153,6 +153,7 @@ def test_what_cannot_change_its_optimizer_is_refused(monkeypatch):
         begin(model, GradualUnfreezing(groups=groups))
 
 
+@pytest.mark.slow
 def test_several_devices_are_refused():
     code = """
 import tensorflow as tf

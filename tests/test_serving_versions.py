@@ -399,6 +399,7 @@ def process(base: Path, *options: object) -> Iterator[tuple[Any, dict[str, str]]
         started.communicate()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_open_requests_finish_and_takes_no_more(toys: Path) -> None:
     with process(toys, "--drain-seconds", 30) as (started, said):
         url = said["page"].rstrip("/")

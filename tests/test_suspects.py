@@ -197,6 +197,7 @@ def test_features_are_what_the_head_gets(recipe):
     np.testing.assert_array_equal(few.take(rows[1:]), few.values[1:].astype(np.float32))
 
 
+@pytest.mark.slow
 def test_features_are_kept_and_computed_anew_only_where_they_must(recipe, photos, monkeypatch):
     built = []
     real = features.build
@@ -253,6 +254,7 @@ def test_a_cache_that_cannot_be_written_costs_no_more_than_time(recipe, monkeypa
     assert np.isfinite(found.values).all() and len(found) == 6
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_every_time_and_leave_chance_alone(recipe):
     import random
 

@@ -87,7 +87,7 @@ def make_recipe(path, task, backbone=None, epochs=2, **settings):
         "text_classification",
         pytest.param("text_pair_classification", marks=pytest.mark.slow),
         pytest.param("text_multilabel", marks=pytest.mark.slow),
-        "text_regression",
+        pytest.param("text_regression", marks=pytest.mark.slow),
         pytest.param("token_classification", marks=pytest.mark.slow),
         pytest.param("text_to_text", marks=pytest.mark.slow),
         pytest.param("text_generation", marks=pytest.mark.slow),
