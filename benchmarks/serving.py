@@ -244,54 +244,55 @@ async def _load(settings: dict[str, Any]) -> Load:
     numbers, told = iter(range(sys.maxsize)), 0
     warm = settings.get("warm_seconds", 0.0)
 
-    async def client(open_client: Any, seconds: float, counts: bool) -> None:
+    async def client(send: Send, seconds: float, counts: bool) -> None:
         nonlocal told
         end = time.monotonic() + seconds
-        async with open_client(settings, content) as send:
-            while time.monotonic() < end:
-                number = next(numbers)
-                if counts and settings["count"] and number >= settings["count"]:
-                    return
-                example = number * 7919 % len(right)  # neighbours are no neighbours in the table
-                began = time.monotonic()
-                code, said = await send(example)
-                now = time.monotonic()
-                good = code in ("200", "OK")
-                if good and _differ(said, right[example]):
-                    found.wrong += 1
-                if not counts:
-                    continue
-                found.milliseconds.setdefault(code, []).append(1000 * (now - began))
-                found.ended = now
-                told += 1
-                if told % _STEP == 0 and settings.get("pid"):
-                    found.memory.append(memory(settings["pid"]))
-                if code in _REFUSED:
-                    await asyncio.sleep(PAUSE_SECONDS)
+        while time.monotonic() < end:
+            number = next(numbers)
+            if counts and settings["count"] and number >= settings["count"]:
+                return
+            example = number * 7919 % len(right)  # neighbours are no neighbours in the table
+            began = time.monotonic()
+            code, said = await send(example)
+            now = time.monotonic()
+            good = code in ("200", "OK")
+            if good and _differ(said, right[example]):
+                found.wrong += 1
+            if not counts:
+                continue
+            found.milliseconds.setdefault(code, []).append(1000 * (now - began))
+            found.ended = now
+            told += 1
+            if told % _STEP == 0 and settings.get("pid"):
+                found.memory.append(memory(settings["pid"]))
+            if code in _REFUSED:
+                await asyncio.sleep(PAUSE_SECONDS)
 
-    async def newcomer(name: str) -> None:
-        async with _PROTOCOLS[name](settings, content) as send:
-            await asyncio.sleep(settings["seconds"])
-            began, code = time.monotonic(), ""
-            while code not in ("200", "OK") and time.monotonic() < began + 60:
-                code, said = await send(0)
-            found.recovered = time.monotonic() - began
-            found.wrong += said is None or _differ(said, right[0])
+    async def newcomer(send: Send) -> None:
+        await asyncio.sleep(settings["seconds"])
+        began, code, said = time.monotonic(), "", None
+        while code not in ("200", "OK") and time.monotonic() < began + 60:
+            code, said = await send(0)
+        found.recovered = time.monotonic() - began
+        found.wrong += said is None or _differ(said, right[0])
 
-    async def all_clients(seconds: float, counts: bool) -> None:
-        opened = [name for name, many in settings["clients"].items() for _ in range(many)]
-        asking = [client(_PROTOCOLS[name], seconds, counts) for name in opened]
-        if counts and settings.get("newcomer"):
-            asking.append(newcomer(settings["newcomer"]))
-        await asyncio.gather(*asking)
+    async with contextlib.AsyncExitStack() as stack:
 
-    if warm:
-        await all_clients(warm, False)
-        numbers = iter(range(sys.maxsize))
-    if settings.get("pid"):
-        found.memory.append(memory(settings["pid"]))
-    found.began = found.ended = time.monotonic()
-    await all_clients(settings["seconds"], True)
+        async def opened(name: str) -> Send:
+            return await stack.enter_async_context(_PROTOCOLS[name](settings, content))
+
+        sends = [
+            await opened(name) for name, many in settings["clients"].items() for _ in range(many)
+        ]
+        last = await opened(settings["newcomer"]) if settings.get("newcomer") else None
+        if warm:
+            await asyncio.gather(*(client(send, warm, False) for send in sends))
+            numbers = iter(range(sys.maxsize))
+        if settings.get("pid"):
+            found.memory.append(memory(settings["pid"]))
+        found.began = found.ended = time.monotonic()
+        asking = [client(send, settings["seconds"], True) for send in sends]
+        await asyncio.gather(*asking, *([newcomer(last)] if last else []))
     return found
 
 
@@ -300,8 +301,8 @@ async def _rest(settings: dict[str, Any], content: dict[str, Any]) -> AsyncItera
     """Opens a connection that is kept."""
     host, _, port = settings["rest"].removeprefix("http://").partition(":")
     path = f"/v1/models/{settings['name']}:predict"
-    requests = []
-    for example in content["examples"]:
+    requests: list[bytes] = content.setdefault("rest", [])
+    for example in content["examples"] if not requests else ():
         body = json.dumps({"instances": [example]}).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
         requests.append(head.encode() + body)
@@ -334,8 +335,8 @@ async def _grpc(settings: dict[str, Any], content: dict[str, Any]) -> AsyncItera
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-    requests = []
-    for example in content["examples"]:
+    requests: list[Any] = content.setdefault("grpc", [])
+    for example in content["examples"] if not requests else ():
         raw = base64.b64decode(example["b64"]) if isinstance(example, dict) else example
         request = predict_pb2.PredictRequest()
         request.model_spec.name = settings["name"]
@@ -344,6 +345,7 @@ async def _grpc(settings: dict[str, Any], content: dict[str, Any]) -> AsyncItera
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(settings["grpc"], options) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        await channel.channel_ready()
 
         async def send(example: int) -> tuple[str, Any]:
             try:
