@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from serving_models import COLOURS, picture, running, write_pictures
 
 sys.path.append(str(Path(__file__).parents[1]))  # the last: an installed package goes first
 
 from benchmarks import __main__ as command
-from benchmarks import clock, limits, preparation, processes, stages, tables
+from benchmarks import clock, limits, preparation, processes, serving, stages, tables
 from benchmarks.comparisons import COMPARISONS
 from benchmarks.tables import Column, Figure, Result
 from kerastune_ft import recipe
@@ -200,3 +205,97 @@ def test_photographs_are_drawn_by_class_and_divided_once(tmp_path: Path) -> None
     assert not set(parts["train"]) & {*parts["validation"], *parts["test"]}
     counted = preparation.classes(preparation.drawn(parts["train"], 21))
     assert {kind: len(paths) for kind, paths in counted.items()} == {"cat": 14, "dog": 7}
+
+
+def test_a_percentile_is_one_of_the_values() -> None:
+    assert serving.percentile([], 50) is None
+    assert serving.percentile([3.0], 99) == 3.0
+    assert serving.percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.0
+    assert serving.percentile(list(range(1, 101)), 99) == 99
+    assert serving.percentile(list(range(1, 102)), 99) == 100
+
+
+def test_memory_grows_by_the_mean_of_the_second_half() -> None:
+    assert serving.growth([900.0, 100.0, 110.0, 120.0, 150.0]) == 20.0
+    assert serving.growth([100.0]) == 0.0
+
+
+def test_a_load_counts_what_is_refused_apart_from_what_is_answered() -> None:
+    found = serving.Load({"200": [1.0, 3.0], "503": [7.0, 9.0], "500": [1.0]}, began=1, ended=3)
+    figures = found.figures()
+    assert (figures["requests"], figures["good"], figures["other"]) == (5, 2, 1)
+    assert (figures["per_second"], figures["p50_ms"], figures["p99_ms"]) == (1.0, 1.0, 3.0)
+    assert (figures["refused"], figures["refused_share"]) == (2, 0.4)
+    assert (figures["refused_p50_ms"], figures["refused_p99_ms"]) == (7.0, 9.0)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server of colours, and what a load has to know of it."""
+    folder = tmp_path_factory.mktemp("load")
+    base = write_pictures(folder / "export")
+    with running(base, grpc_port=0) as found:
+        rows = [{"b64": base64.b64encode(picture(name)).decode()} for name in COLOURS]
+        answers = found.ask(":predict", {"instances": rows}).json["predictions"]
+        right = [row["probabilities"] for row in answers]
+        path = folder / "examples.json"
+        path.write_text(json.dumps({"key": "image_bytes", "examples": rows, "right": right}))
+        yield {
+            "rest": found.url,
+            "grpc": found.addresses.grpc,
+            "name": found.addresses.model,
+            "examples": str(path),
+            "seconds": 30.0,
+            "count": 60,
+            "pid": os.getpid(),
+        }
+
+
+@pytest.mark.parametrize("protocol", serving.PROTOCOLS)
+def test_a_load_ends_by_its_count_and_finds_no_wrong_answer(loaded: Any, protocol: str) -> None:
+    found = serving.load({**loaded, "clients": {protocol: 4}, "newcomer": ""})
+    assert (found["requests"], found["good"], found["wrong"]) == (60, 60, 0)
+    assert found["seconds"] < 30
+    assert len(found["memory_mib"]) == 1
+    assert found["memory_mib"][0] > 100
+
+
+def test_a_load_ends_by_its_seconds_and_a_newcomer_is_answered(loaded: Any) -> None:
+    settings = {**loaded, "clients": {"rest": 2}, "count": 0, "seconds": 0.3}
+    found = serving.load({**settings, "warm_seconds": 0.1, "newcomer": "rest"})
+    assert found["requests"] > 0
+    assert found["seconds"] < 5
+    assert 0 < found["recovered_ms"] < 5000
+
+
+def test_answers_that_are_exchanged_are_counted_as_wrong(loaded: Any, tmp_path: Path) -> None:
+    content = json.loads(Path(loaded["examples"]).read_text())
+    content["right"] = content["right"][::-1]  # the one in the middle stays right
+    path = tmp_path / "examples.json"
+    path.write_text(json.dumps(content))
+    found = serving.load({**loaded, "examples": str(path), "clients": {"rest": 2, "grpc": 2}})
+    assert found["good"] == 60
+    assert found["wrong"] == 40
+
+
+def test_the_table_of_a_load_has_a_row_for_every_way() -> None:
+    speed = {"per_second": 120.4, "p50_ms": 7.5, "p99_ms": 20.25}
+    rows = [
+        {"protocol": protocol, "batching": batching, "clients": clients, **speed}
+        for batching in ("on", "off")
+        for protocol in serving.PROTOCOLS
+        for clients in serving.CLIENTS
+    ]
+    empty = serving.Load(began=1, ended=2).figures()
+    crowd = {**empty, "requests": 1000, "refused_share": 0.5, "recovered_ms": 12.0}
+    record = {
+        "speed": rows,
+        "overload": {"rest": {"before": empty, "crowd": crowd, "after": empty}},
+        "right": {**empty, "requests": 10_000, "memory_mib": [500.0, 510.0, 510.0]},
+        "model": {"different": 48},
+    }
+    text = serving.markdown(record)
+    assert text.count("120 /s, 7.5, 20.2 ms") == 12
+    assert "50% of 1,000 refused, within none (p50)" in text
+    assert "a good answer after 12.0 ms" in text
+    assert "500 MiB before, then by thousands: 510, 510 MiB" in text

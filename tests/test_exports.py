@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,49 @@ def test_what_training_reads_by_other_means_is_refused_with_a_message(raw: bytes
         reader.batch(tf.constant([ODD["plain.jpg"], raw]))
 
 
+def claiming(raw: bytes, width: int, height: int) -> bytes:
+    """Returns a picture file whose header claims other sides than 32 x 24."""
+    was, now = (32, 24), (width, height)
+    if raw.startswith(b"\xff\xd8"):
+        found, made = struct.pack(">HH", *was[::-1]), struct.pack(">HH", *now[::-1])
+    elif raw.startswith(b"BM"):
+        found, made = struct.pack("<ii", *was), struct.pack("<ii", *now)
+    elif raw[12:16] == b"VP8 ":
+        found, made = struct.pack("<HH", *was), struct.pack("<HH", *now)
+    elif raw[12:16] == b"VP8L":
+        found, made = (
+            b"\x2f" + struct.pack("<I", wide - 1 | high - 1 << 14) for wide, high in (was, now)
+        )
+    else:
+        found, made = struct.pack(">II", *was), struct.pack(">II", *now)
+    assert raw.count(found) == 1
+    return raw.replace(found, made)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        saved("JPEG"),
+        saved("JPEG", "L", progressive=True),
+        saved("PNG"),
+        saved("PNG", "RGBA"),
+        saved("PNG", "L"),
+        saved("WEBP"),
+        saved("WEBP", lossless=True),
+        saved("BMP"),
+    ],
+    ids=lambda raw: repr(raw[:16]),
+)
+def test_more_pixels_than_training_reads_are_refused_by_the_header(raw: bytes) -> None:
+    whole, largest = int(facts(raw)[0]), inspection.MAX_PIXELS
+    assert whole != int(facts(b"no picture")[0])
+    side = 9460
+    for height, fits in ((largest // side, True), (largest // side + 1, False)):
+        assert (side * height <= largest) is fits
+        kind = int(facts(claiming(raw, side, height))[0])
+        assert kind == (whole if fits else int(facts(b"no picture")[0]))
+
+
 def test_damaged_files_are_never_read_otherwise_than_in_training() -> None:
     """Wherever octets are changed: the same pixels, or an error."""
     random = np.random.default_rng(0)
@@ -147,6 +191,19 @@ def test_arrays_of_any_size_are_resized_as_training_resizes_them() -> None:
         got = np.asarray(reader.arrays(tf.constant(pixels, tf.float32)))
         wanted = np.stack([np.asarray(how.shown(how.of_array(tf.constant(p)))) for p in pixels])
         np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 255.5])
+@pytest.mark.parametrize("size", [(32, 32), (40, 20)])
+def test_arrays_that_training_does_not_take_are_refused(
+    value: float, size: tuple[int, int]
+) -> None:
+    reader = pictures.Reader(Preparation((32, 32)))
+    pixels = np.full((2, *size, 3), 7, np.float32)
+    assert np.asarray(reader.arrays(tf.constant(pixels))).min() == 7
+    pixels[1, 3, 4, 2] = value
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"expected numbers in 0\.\.255"):
+        reader.arrays(tf.constant(pixels))
 
 
 # texts

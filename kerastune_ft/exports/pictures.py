@@ -9,6 +9,8 @@ Pillow, so the same questions are answered here by TensorFlow's operations, from
 Read: JPEG of one or three colours, PNG (transparency over white, 16-bit grey), BMP of 24 bits,
 WebP without transparency and animation; turned as EXIF, or XMP in a JPEG, says. Everything else
 is refused with a message, where training would have gone through Pillow: never read differently.
+Refused as in training, before anything is decoded: more than `MAX_PIXELS` pixels, which a file of
+a few bytes can claim; and of arrays: NaN, and what is outside of 0..255.
 """
 
 from __future__ import annotations
@@ -20,14 +22,19 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from kerastune_ft.data.decoding import Preparation, upright
+from kerastune_ft.data.inspection import MAX_PIXELS
 
 Tensor: TypeAlias = Any
 
 REFUSAL = (
     "this picture cannot be read here as training read it: expected a JPEG of one or three "
-    "colours, a PNG, a BMP of 24 bits, or a WebP without transparency and animation"
+    "colours, a PNG, a BMP of 24 bits, or a WebP without transparency and animation, of at most "
+    f"{MAX_PIXELS:,} pixels"
 )
 """What the error of a request says."""
+
+ARRAYS_REFUSAL = "images: expected numbers in 0..255, as training took them"
+"""Likewise, of pictures that are decoded already."""
 
 _PLAIN, _ALPHA, _DEEP, _REFUSED = range(4)
 _ORIENTATION = 0x0112
@@ -65,7 +72,11 @@ class Reader:
         Args:
             images: `float32 (batch, height, width, channels)` in 0..255. What needs no resizing
                 stays as it is; else it is resized as training resized pictures of 8 bits.
+                One that is outside, or not a number, fails all.
         """
+        right = tf.reduce_all((images >= 0.0) & (images <= 255.0))
+        with tf.control_dependencies([tf.debugging.Assert(right, [ARRAYS_REFUSAL])]):
+            images = tf.identity(images)
         size, channels = self.how.image_size, self.how.channels
         how = replace(self.how, colours=channels, whole=True)
 
@@ -145,6 +156,13 @@ def facts(data: Tensor) -> tuple[Tensor, Tensor]:
     return kind, orientation
 
 
+def _small_enough(height: Tensor, width: Tensor) -> Tensor:
+    """Returns whether a picture has no more pixels than training reads."""
+    # A BMP that is told from top to bottom has a negative height.
+    pixels = tf.abs(tf.cast(height, tf.int64)) * tf.abs(tf.cast(width, tf.int64))
+    return pixels <= MAX_PIXELS
+
+
 def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Walks over the segments of a JPEG up to the picture itself."""
 
@@ -154,7 +172,7 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         return inside & (marker[0] == 0xFF) & ~_one_of(marker[1], _ENDS)
 
     def step(place: Tensor, colours: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
-        exif, exif_end, xmp, xmp_end = found
+        fits, exif, exif_end, xmp, xmp_end = found
         marker = octets[place + 1]
 
         def filler() -> tuple[Tensor, ...]:
@@ -169,9 +187,12 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
             app1 = marker == 0xE1
             is_exif = app1 & _begins(octets, first, b"Exif\x00\x00") & (exif < 0)
             is_xmp = app1 & _begins(octets, first, _XMP) & (xmp < 0)
+            is_frame = _one_of(marker, _FRAMES)
+            height, width = _number(octets, place + 5, 2), _number(octets, place + 7, 2)
             return (
                 after,
-                tf.where(_one_of(marker, _FRAMES), _at(octets, place + 9), colours),
+                tf.where(is_frame, _at(octets, place + 9), colours),
+                fits & (~is_frame | _small_enough(height, width)),
                 tf.where(is_exif, first + 6, exif),
                 tf.where(is_exif, after, exif_end),
                 tf.where(is_xmp, first + len(_XMP), xmp),
@@ -184,8 +205,8 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         return made
 
     none = tf.constant(-1)
-    _, colours, exif, exif_end, xmp, xmp_end = tf.while_loop(
-        goes_on, step, (tf.constant(2), tf.constant(0), none, none, none, none)
+    _, colours, fits, exif, exif_end, xmp, xmp_end = tf.while_loop(
+        goes_on, step, (tf.constant(2), tf.constant(0), tf.constant(True), none, none, none, none)
     )
     end = tf.minimum(exif_end, size)
     orientation = tf.cond(exif < 0, lambda: tf.constant(0), lambda: _exif(octets, exif, end))
@@ -194,7 +215,7 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         lambda: _xmp(data, xmp, tf.minimum(xmp_end, size)),
         lambda: tf.maximum(orientation, 1),
     )
-    right = (colours == 1) | (colours == 3)
+    right = fits & ((colours == 1) | (colours == 3))
     return tf.where(right, _PLAIN, _REFUSED), told
 
 
@@ -221,10 +242,11 @@ def _png(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     depth, colour = octets[24], octets[25]
     alpha = clear | (colour == 4) | (colour == 6)
     deep = (colour == 0) & (depth == 16)
+    fits = _small_enough(_number(octets, 20, 4), _number(octets, 16, 4))
     # Transparent 16-bit grey is one that Pillow itself has no mode for.
     kind = tf.case(
         [
-            (deep & clear, lambda: tf.constant(_REFUSED)),
+            (deep & clear | ~fits, lambda: tf.constant(_REFUSED)),
             (deep, lambda: tf.constant(_DEEP)),
             (alpha, lambda: tf.constant(_ALPHA)),
         ],
@@ -242,7 +264,15 @@ def _webp(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     def step(place: Tensor, strange: Tensor, exif: Tensor, end: Tensor) -> tuple[Tensor, ...]:
         length = _number(octets, place + 4, 4, little=True)
         length = tf.where((length < 0) | (length > size), size, length)
-        lossless, extended = _begins(octets, place, b"VP8L"), _begins(octets, place, b"VP8X")
+        lossy, lossless = _begins(octets, place, b"VP8 "), _begins(octets, place, b"VP8L")
+        extended = _begins(octets, place, b"VP8X")
+        # Sides of 14 bits: after the frame's tag and a start code, or, less one, after an octet.
+        width = _number(octets, place + 14, 2, little=True) & 0x3FFF
+        height = _number(octets, place + 16, 2, little=True) & 0x3FFF
+        strange |= lossy & ~_small_enough(height, width)
+        sides = _number(octets, place + 9, 4, little=True)
+        width, height = 1 + (sides & 0x3FFF), 1 + (tf.bitwise.right_shift(sides, 14) & 0x3FFF)
+        strange |= lossless & ~_small_enough(height, width)
         # The bit after two sides of 14 bits; the flags of transparency and animation.
         strange |= lossless & (_at(octets, place + 12) & 0x10 != 0)
         strange |= extended & (_at(octets, place + 8) & 0x12 != 0)
@@ -264,7 +294,8 @@ def _bmp(octets: Tensor) -> tuple[Tensor, Tensor]:
     """Takes what has 24 bits a pixel and is not compressed."""
     header = _number(octets, 14, 4, little=True)
     bits, compression = octets[28] + 256 * octets[29], _number(octets, 30, 4, little=True)
-    right = (header >= 40) & (bits == 24) & (compression == 0)
+    width, height = (_number(octets, place, 4, little=True) for place in (18, 22))
+    right = (header >= 40) & (bits == 24) & (compression == 0) & _small_enough(height, width)
     return tf.where(right, _PLAIN, _REFUSED), tf.constant(1)
 
 

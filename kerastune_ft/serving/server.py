@@ -221,9 +221,11 @@ async def _serve(
 def _config(application: Any, settings: Settings) -> uvicorn.Config:
     import uvicorn
 
+    from kerastune_ft.serving import connections
+
     return uvicorn.Config(
         application,
-        http="h11",
+        http=connections.protocol(settings.bounds.seconds),
         ws="none",
         lifespan="off",
         loop="asyncio",
