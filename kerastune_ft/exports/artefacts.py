@@ -56,15 +56,19 @@ def model_of(served: Served) -> keras.Model:
         return keras.layers.Activation(activation, dtype="float32", name=name)(logits)
 
     first, output = served.models[0], _output(served)
+    # Of a model that was loaded, texts are a list; files call them by their names.
+    takes = {tensor.name: tensor for tensor in first.inputs}
+    given = takes if served.reads_texts else first.inputs[0]
     if len(served.models) == 1:
-        return keras.Model(first.input, last(first.outputs[0], output), name=first.name)
+        return keras.Model(given, last(first.outputs[0], output), name=first.name)
     said = []
     for number, model in enumerate(served.models, 1):
         model.name = f"fold_{number}"  # layers of one model have names of their own
-        (logits,) = keras.tree.flatten(model(first.input))
+        inner = [takes[tensor.name] for tensor in model.inputs] if served.reads_texts else given
+        (logits,) = keras.tree.flatten(model(inner))
         said.append(last(logits, f"{output}_{number}"))
     mean = keras.layers.Average(dtype="float32", name=output)(said)
-    return keras.Model(first.input, mean, name="folds")
+    return keras.Model(given, mean, name="folds")
 
 
 def samples_of(run: Run, recipe: Recipe, count: int = SAMPLES) -> NDArray[np.float32]:
