@@ -5,7 +5,9 @@
     found = verify(folder, url="http://localhost:8501")
 
 Odd pictures and texts of our own travel with an export; examples of the run's data do not: only
-their names, digests and answers do. They are compared where the run and its data are at hand.
+their names, digests and answers do. They are compared where the run and its data are at hand. A
+SavedModel is given what users hold; a file of another format arrays, which training's own
+preparation made.
 """
 
 from __future__ import annotations
@@ -103,6 +105,8 @@ class Verified:
     def summary(self) -> str:
         """Returns a line about a comparison that went well."""
         compared = f"{self.examples} examples of its data and {self.odd} odd ones"
+        if self.row is not None:  # it takes arrays
+            compared += ", prepared as in training"
         largest = f"largest difference {self.largest:.1e}"
         if self.limits is None:
             return f"answers as training did: {compared}, {largest}"
