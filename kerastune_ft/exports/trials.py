@@ -94,6 +94,7 @@ def judged(
     numbers = TASKS[contract.task].labels == "numbers"
     outputs = Outputs(
         contract.classes,
+        mean=(0.0,) * len(scale) if numbers else (),  # of a baseline that the table does not have
         std=tuple(scale) if numbers else (),
         thresholds=contract.thresholds or (),
     )
