@@ -8,7 +8,6 @@ import shutil
 import struct
 import time
 import zlib
-import struct
 from pathlib import Path
 from typing import Any
 
