@@ -116,7 +116,9 @@ def with_arrays(row: Backbone, side: int, layers: converters.Layers) -> keras.Mo
     return network
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [ROWS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in ROWS[1:])]
+)
 def test_converted_network_computes_what_the_arrays_say(name: str) -> None:
     row, state = BACKBONES[name], random_state(name)
     layers = converters.CONVERTERS[f"{name}.imagenet"](state)
