@@ -23,14 +23,31 @@ SISTERS = {
     "densenet169", "densenet201", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3",
     "efficientnet_b4", "efficientnet_b5", "efficientnet_lite1", "efficientnet_v2_b1",
     "efficientnet_v2_b2", "efficientnet_v2_b3", "vgg19",
+    # of KerasHub
+    "cspnet_cs3", "darknet", "deit", "efficientnet_v1", "resnet_v2", "vit_bare",
 }  # fmt: skip
-"""Others that differ from a smaller network of their family in depth and width alone."""
+"""Others that differ from a tested network of their family in little but depth and width."""
 
 
 LONG = (
     "test_containers.py::test_the_steps_of_train_work_in_a_fresh_environment",
     "test_devices.py::test_two_mirrored_replicas_end_with_the_weights_of_one_device[True]",
     "test_folds.py::test_interrupted_in_the_second_fold_it_goes_on_there",
+    *(
+        f"test_format_exports.py::test_{what}_are_answered_in_every_format[{format}-float16"
+        for what in ("pictures", "texts")
+        for format in ("litert", "onnx", "openvino")
+    ),
+    *(
+        f"test_format_exports.py::test_models_of_all_folds_become_one_file[{format}"
+        for format in ("keras", "litert", "openvino")
+    ),
+    "test_format_exports.py::test_other_tasks_are_answered_too[text_pair",
+    "test_format_exports.py::test_texts_are_answered_in_every_format[keras",
+    "test_formats.py::test_other_networks_of_pictures_answer_like_keras[mobilenet-",
+    "test_formats.py::test_other_networks_of_pictures_answer_like_keras[resnet50",
+    "test_formats.py::test_other_networks_of_texts_answer_like_keras[distilbert",
+    "test_formats.py::test_other_networks_of_texts_answer_like_keras[electra",
     "test_mismatch.py::test_real_data_gain_from_real_weights[flowers5",
     "test_optimizers.py::test_all_of_this_holds_on_the_jax_backend",
     "test_rate_finder.py::test_on_digits_the_suggestion_trains",
