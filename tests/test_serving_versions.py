@@ -148,6 +148,88 @@ def test_a_version_that_cannot_be_loaded_says_so_and_the_old_one_goes_on(
         until(lambda: says(found) == 2)
 
 
+def wrecked(folder: Path) -> Any:
+    """Loads a version as the server does, unless a file `broken` lies there."""
+    assert folder.is_absolute()
+    if (folder / "broken").exists():
+        raise ServingError(f"'{folder}' holds 1 broken file and 3 others.")
+    return signatures.Model({}, {}, {"number": int(folder.name)})
+
+
+def bare(base: Path, *numbers: int, broken: tuple[int, ...] = ()) -> Path:
+    """Makes versions for `wrecked`."""
+    for number in (*numbers, *broken):
+        (base / str(number) / "assets.extra").mkdir(parents=True, exist_ok=True)
+    for number in broken:
+        (base / str(number) / "broken").touch()
+    return base
+
+
+def test_a_broken_version_does_not_displace_the_newest_beside_a_labelled_one(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    export = Export(bare(tmp_path, 1, 2))
+    found = Registry("model", export, "latest", {"stable": 1}, wrecked, said.append)
+    found.refresh()
+    assert found.numbers == [1, 2]
+    bare(tmp_path, broken=(3,))
+    for _ in range(2):
+        found.refresh()
+        assert found.numbers == [1, 2]
+        with found.borrow() as version:
+            assert version.number == 2
+    assert "version 2 is no longer served" not in said
+    (tmp_path / "3" / "broken").unlink()
+    found.refresh()
+    assert found.numbers == [1, 3]
+
+
+def test_the_newest_version_that_can_be_loaded_is_served_from_the_start(tmp_path: Path) -> None:
+    found = Registry("model", Export(bare(tmp_path, 1, 2, broken=(3, 4))), load=wrecked)
+    found.refresh()
+    assert found.numbers == [2]
+    assert {status.version: status.state for status in found.statuses()} == {
+        4: "END",
+        3: "END",
+        2: "AVAILABLE",
+    }
+    shutil.rmtree(tmp_path / "2")
+    found.refresh()
+    assert found.numbers == [1], "going back is removing the newest that answers"
+
+
+def test_a_version_is_tried_again_when_any_of_its_files_changes(tmp_path: Path) -> None:
+    tried: list[int] = []
+    extra = tmp_path / "1" / "assets.extra" / "kft.json"
+
+    def load(folder: Path) -> Any:
+        tried.append(1)
+        if not extra.exists() or extra.read_text() != "{}":
+            raise ServingError("'kft.json' is damaged")
+        return wrecked(folder)
+
+    found = Registry("model", Export(bare(tmp_path, 1)), load=load)
+    for text in ("{", "{{", "{}"):
+        extra.write_text(text)
+        found.refresh()
+        found.refresh()
+    assert found.numbers == [1]
+    assert len(tried) == 3
+
+
+def test_what_is_said_of_a_version_served_by_a_relative_path_stays_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bare(tmp_path, broken=(1, 3)))
+    found = Registry("model", Export(Path()), "all", load=wrecked)
+    found.refresh()
+    assert [status.message for status in found.statuses()] == [
+        "'model/3' holds 1 broken file and 3 others.",
+        "'model/1' holds 1 broken file and 3 others.",
+    ]
+
+
 def test_going_back_is_removing_the_newest_version(
     tmp_path: Path, numbered: dict[int, Path]
 ) -> None:
