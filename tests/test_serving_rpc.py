@@ -37,8 +37,10 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from kerastune_ft.serving import registry
 from kerastune_ft.serving.batching import Limits
-from kerastune_ft.serving.service import Bounds
+from kerastune_ft.serving.metrics import Metrics
+from kerastune_ft.serving.service import Bounds, Service
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +225,39 @@ def test_classify_and_regress_take_examples_with_and_without_a_context(predictio
         example.features.feature["x"].float_list.value.append(number)
     values = [one.value for one in predictions.Regress(regress, timeout=30).result.regressions]
     assert values == [3.5, 4.0]
+
+
+def test_a_context_cannot_grow_without_bound_in_the_examples(
+    server: Running, predictions: Any
+) -> None:
+    word, rows = "x" * 60_000, 2_000
+    content = {"signature_name": "features", "context": {"word": word}, "examples": [{}] * rows}
+    answer = server.ask(":classify", content)
+    assert answer.status == 413
+    assert "with its 'context' in every example, is too large" in answer.json["error"]
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name = "toys"
+    request.model_spec.signature_name = "features"
+    listed = request.input.example_list_with_context
+    listed.context.features.feature["word"].bytes_list.value.append(word.encode())
+    for _ in range(rows):
+        listed.examples.add()
+    error = refusal(predictions.Classify, request)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.details() == answer.json["error"]
+    content["examples"] = [{}] * 20
+    assert len(server.ask(":classify", content).json["results"]) == 20
+
+
+def test_what_a_thread_counts_after_the_end_of_a_request_is_not_kept(toys: Path) -> None:
+    export = registry.find(toys)
+    batcher: Any = None
+    service = Service(registry.Registry("toys", export), batcher, Metrics(), Bounds())
+    with service.admitted() as admitted:
+        admitted.grow(10)
+        assert service.open_bytes == 10
+    admitted.grow(1000)
+    assert service.open_bytes == 0
 
 
 def test_metadata_and_status_are_those_of_rest(

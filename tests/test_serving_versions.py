@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 import re
 import shutil
@@ -310,6 +311,27 @@ def test_a_version_that_is_used_stays_until_it_has_answered(tmp_path: Path, toys
         asking.join(60)
         until(lambda: found.states() == {1: "END", 2: "AVAILABLE"})
         assert answers[0].json == {"predictions": [steps]}
+
+
+def test_a_version_that_is_retired_while_a_request_arrives_answers_it(
+    tmp_path: Path, numbered: dict[int, Path]
+) -> None:
+    base = export(tmp_path / "model", numbered, 1)
+    with running(base) as found:
+        host, _, port = found.url.removeprefix("http://").partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        with contextlib.closing(connection):
+            body = json.dumps({"instances": [0.0]}).encode()
+            connection.putrequest("POST", f"{found.model}/versions/1:predict")
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body[:5])
+            until(lambda: found.figure("kft_open_requests") == 1)
+            new_version(base, 2, numbered[2])
+            until(lambda: found.states() == {1: "UNLOADING", 2: "AVAILABLE"})
+            connection.send(body[5:])
+            response = connection.getresponse()
+            assert (response.status, json.loads(response.read())) == (200, {"predictions": [1.0]})
+        until(lambda: found.states() == {1: "END", 2: "AVAILABLE"})
 
 
 def test_a_registry_lets_go_of_what_it_unloads(tmp_path: Path, numbered: dict[int, Path]) -> None:

@@ -11,6 +11,7 @@ ModelService. Refused as UNIMPLEMENTED: MultiInference, and changing the configu
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import time
@@ -131,7 +132,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def Predict(self, request: _Message, context: _Context) -> _Message:  # noqa: N802
         """Returns what a signature gives for tensors."""
 
-        async def answer(deadline: float) -> _Message:
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
             limit = self._service.bounds.request_bytes
             spec = request.model_spec
 
@@ -139,7 +140,8 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
                 return messages.request_arrays(request.inputs, signature.inputs, limit)
 
             name = spec.signature_name
-            found = await self._service.predict(_target(spec), name, read, deadline)
+            with self._service.borrow(_target(spec)) as version:
+                found = await self._service.predict(version, name, read, deadline)
             response = predict_pb2.PredictResponse()
             _tell_spec(response.model_spec, spec, found)
             for key in _filtered(request.output_filter, found):
@@ -151,8 +153,8 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def Classify(self, request: _Message, context: _Context) -> _Message:  # noqa: N802
         """Returns label and score of classes for examples."""
 
-        async def answer(deadline: float) -> _Message:
-            rows, found = await self._infer("classify", request, deadline)
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
+            rows, found = await self._infer("classify", request, admitted, deadline)
             response = classification_pb2.ClassificationResponse()
             _tell_spec(response.model_spec, request.model_spec, found)
             for pairs in examples.classes(found.outputs, rows):
@@ -166,8 +168,8 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def Regress(self, request: _Message, context: _Context) -> _Message:  # noqa: N802
         """Returns a number for each example."""
 
-        async def answer(deadline: float) -> _Message:
-            rows, found = await self._infer("regress", request, deadline)
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
+            rows, found = await self._infer("regress", request, admitted, deadline)
             response = regression_pb2.RegressionResponse()
             _tell_spec(response.model_spec, request.model_spec, found)
             for value in examples.values(found.outputs, rows):
@@ -181,7 +183,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> _Message:
         """Returns a version's signatures."""
 
-        async def answer(deadline: float) -> _Message:
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
             if not request.metadata_field:
                 raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
             for field in request.metadata_field:
@@ -195,11 +197,14 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Refuses: several signatures at once are several requests here."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask for one signature at a time.")
 
-    async def _infer(self, method: str, request: _Message, deadline: float) -> tuple[int, Found]:
-        rows = messages.serialized(request.input)
+    async def _infer(
+        self, method: str, request: _Message, admitted: Admitted, deadline: float
+    ) -> tuple[int, Found]:
+        rows = await asyncio.to_thread(messages.serialized, request.input, admitted.repeat)
         spec = request.model_spec
         name = spec.signature_name
-        found = await self._service.infer(_target(spec), method, name, rows, deadline)
+        with self._service.borrow(_target(spec)) as version:
+            found = await self._service.infer(version, method, name, rows, deadline)
         return len(rows), found
 
     async def _measured(
@@ -207,7 +212,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
         method: str,
         request: _Message,
         context: _Context,
-        answer: Callable[[float], Awaitable[_Message]],
+        answer: Callable[[Admitted, float], Awaitable[_Message]],
     ) -> _Message:
         return await measured(self._service, method, request, context, answer)
 
@@ -221,7 +226,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
     async def GetModelStatus(self, request: _Message, context: _Context) -> _Message:  # noqa: N802
         """Returns how far versions got."""
 
-        async def answer(deadline: float) -> _Message:
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
             return self._service.status(_target(request.model_spec))
 
         return await measured(self._service, "status", request, context, answer)
@@ -240,7 +245,7 @@ async def measured(
     method: str,
     request: _Message,
     context: _Context,
-    answer: Callable[[float], Awaitable[_Message]],
+    answer: Callable[[Admitted, float], Awaitable[_Message]],
 ) -> _Message:
     """Answers a request within its client's deadline, and counts it.
 
@@ -249,14 +254,14 @@ async def measured(
         method: What is asked.
         request: A protobuf.
         context: gRPC's; is told of a refusal.
-        answer: Takes the deadline in the event loop's time.
+        answer: Takes what counts the request's bytes, and the deadline in the event loop's time.
     """
     begin, code, refused = time.perf_counter(), "CANCELLED", None
     try:
         try:
             with service.admitted() as admitted:
                 _count(admitted, request)
-                response = await answer(service.deadline(_allowed(context)))
+                response = await answer(admitted, service.deadline(_allowed(context)))
             code = "OK"
         except Exception as error:
             refused = refusals.of(error)
