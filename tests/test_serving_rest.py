@@ -443,6 +443,27 @@ DOCUMENTED: dict[str, tuple[str, Any, int, Any, str]] = {
         "'instances'",
         CODE + "util/json_tensor.cc FillPredictRequestFromJson",
     ),
+    "no rows in columns": (
+        "POST :predict",
+        {"inputs": []},
+        400,
+        "input 'x': expected at least one row, got none",
+        "Predict API > Specifying input tensors in column format",
+    ),
+    "a key that is there twice": (
+        "POST :predict",
+        b'{"instances": [1.0], "instances": [2.0]}',
+        400,
+        "key 'instances' is there twice",
+        "Predict API > Request format",
+    ),
+    "a key that is there twice in a row": (
+        "POST :predict",
+        b'{"instances": [{"x": 1.0, "x": 2.0}]}',
+        400,
+        "key 'x' is there twice",
+        "Predict API > Specifying input tensors in row format",
+    ),
     "rows that are no list": (
         "POST :predict",
         {"instances": 1.0},

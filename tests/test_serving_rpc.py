@@ -166,6 +166,7 @@ REFUSED: dict[str, tuple[predict_pb2.PredictRequest, str, str]] = {
         "Sent extra: {y}",
     ),
     "another type": (predict(x=np.array([1.0])), "INVALID_ARGUMENT", "expected float32"),
+    "no rows": (predict(x=floats()), "INVALID_ARGUMENT", "at least one row, got none"),
     "another shape": (
         predict("matrix", x=np.ones((1, 3), np.float32)),
         "INVALID_ARGUMENT",
@@ -370,6 +371,28 @@ def test_the_clients_deadline_is_kept(toys: Path) -> None:
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             time.sleep(2)
             assert found.figure('kft_examples_total{signature="serving_default"}') == examples
+
+
+def test_calls_that_never_send_their_message_are_given_up(toys: Path) -> None:
+    ended = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        ended.wait(60)
+        yield from ()
+
+    with running(toys, grpc_port=0, bounds=Bounds(seconds=0.5)) as found:
+        assert found.addresses.grpc is not None
+        with grpc.insecure_channel(found.addresses.grpc) as opened:
+            call = opened.stream_unary("/tensorflow.serving.PredictionService/Predict")
+            begin = time.monotonic()
+            error = refusal(call, nothing())
+            assert time.monotonic() - begin < 10
+            ended.set()
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "did not arrive in time" in error.details()
+            assert refusal(call, iter(())).code() is grpc.StatusCode.INVALID_ARGUMENT
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(opened)
+            assert stub.Predict(predict(x=floats(1)), timeout=30)
 
 
 def test_the_servers_own_deadline_is_told_as_such(server: Running, toys: Path) -> None:

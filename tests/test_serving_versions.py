@@ -35,7 +35,7 @@ from serving_models import (
 from test_cli import ENVIRONMENT, KFT, refused
 
 from kerastune_ft.errors import ServingError
-from kerastune_ft.serving import registry, signatures
+from kerastune_ft.serving import registry, server, signatures
 from kerastune_ft.serving.batching import Limits
 from kerastune_ft.serving.refusals import RefusedError
 from kerastune_ft.serving.registry import Export, Registry
@@ -531,6 +531,20 @@ def test_sigterm_lets_open_requests_finish_and_takes_no_more(toys: Path) -> None
         assert started.wait(20) == 143
         assert time.monotonic() - begin > 1, "it did not wait"
         assert started.stderr.read() == ""
+
+
+def test_a_signal_while_the_first_version_fails_to_load_is_what_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbered: dict[int, Path]
+) -> None:
+    def load(self: Registry) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Registry, "refresh", load)
+    damaged(tmp_path, 1, numbered[1])
+    found = registry.find(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        server.serve(found, server.Settings(name="model", port=0, grpc_port=None), print)
+    assert caught.value.code == 143
 
 
 @pytest.mark.slow

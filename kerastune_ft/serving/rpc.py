@@ -61,7 +61,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ],
             maximum_concurrent_rpcs=bounds.open_requests + _PROBES,
-            interceptors=[_Reading()],
+            interceptors=[_Reading(bounds.seconds)],
         )
         self._health = health.aio.HealthServicer()
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
@@ -104,7 +104,16 @@ class _Unreadable:
 
 
 class _Reading(grpc.aio.ServerInterceptor):
-    """Hands on what cannot be read: gRPC itself would log it, and blame the server."""
+    """Hands on what cannot be read, and gives up what does not arrive.
+
+    gRPC itself would log the one and blame the server; for the other it would wait for ever.
+
+    Args:
+        seconds: From the beginning of a call until its message is there.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """Returns the handler of a call, with a gentler reader."""
@@ -118,9 +127,17 @@ class _Reading(grpc.aio.ServerInterceptor):
             except DecodeError:
                 return _Unreadable()
 
-        return grpc.unary_unary_rpc_method_handler(
-            handler.unary_unary, read, handler.response_serializer
-        )
+        async def answer(arriving: Any, context: _Context) -> _Message:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    request = await anext(aiter(arriving), _Unreadable())
+            except TimeoutError:
+                late = "the request did not arrive in time."
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, late)
+            return await handler.unary_unary(request, context)
+
+        # On the wire one message is a stream of one; only of a stream can we say when we read it.
+        return grpc.stream_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
 
 class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
