@@ -10,12 +10,30 @@ from pathlib import Path
 import rich_click as click
 
 from kerastune_ft import terminal
+from kerastune_ft.recipe_export import LEAST_AGREEMENT, MOST_LOST, QUANTIZATIONS
 
 _FOLDER = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("run", type=_FOLDER)
+@click.option(
+    "--format",
+    "targets",
+    multiple=True,
+    default=("saved_model",),
+    show_default=True,
+    type=click.Choice(list(QUANTIZATIONS)),
+    help="What is written; can be given repeatedly.",
+)
+@click.option(
+    "--quantize",
+    multiple=True,
+    default=("none",),
+    show_default=True,
+    type=click.Choice(QUANTIZATIONS["litert"]),
+    help="How litert, onnx and openvino are written; can be given repeatedly.",
+)
 @click.option("--output", type=_FOLDER, help="Folder of versions; by default RUN/export.")
 @click.option("--version", type=int, help="A whole number from 1; by default the next one.")
 @click.option("--name", help="Under which the model is served; by default the run's name.")
@@ -26,24 +44,51 @@ _FOLDER = click.Path(path_type=Path)
     show_default=True,
     help="So many examples of the run's data are compared, at most.",
 )
+@click.option(
+    "--least-agreement",
+    type=click.FloatRange(0, 1),
+    default=LEAST_AGREEMENT,
+    show_default=True,
+    help="Share of examples for which a quantised file has to decide as the run does.",
+)
+@click.option(
+    "--most-lost",
+    type=click.FloatRange(0, 1),
+    default=MOST_LOST,
+    show_default=True,
+    help="How much of accuracy, or what stands for the task, a quantised file may lose.",
+)
 def export(
-    run: Path, output: Path | None, version: int | None, name: str | None, examples: int
+    run: Path,
+    targets: tuple[str, ...],
+    quantize: tuple[str, ...],
+    output: Path | None,
+    version: int | None,
+    name: str | None,
+    examples: int,
+    least_agreement: float,
+    most_lost: float,
 ) -> None:
-    """Writes the model of a RUN for TensorFlow Serving, if it answers as the run does.
+    """Writes the model of a RUN for servers and devices, if it answers as the run does.
 
-    `kft export runs/mobilenet`, `kft export runs/mobilenet --output models/mobilenet --version 3`
+    `kft export runs/mobilenet`, `kft export runs/mobilenet --output models/mobilenet --version 3`,
+    `kft export runs/mobilenet --format litert --quantize none --quantize int8`
     """
     console = terminal.console()
     terminal.workflow()
     from kerastune_ft import exports
+    from kerastune_ft.exports.trials import Limits
     from kerastune_ft.runs import Run
 
-    exports.export(
+    exports.export_all(
         Run.open(run),
+        targets,
+        quantize,
         output=output,
         version=version,
         name=name,
         examples=examples,
+        limits=Limits(least_agreement, most_lost),
         console=console,
     )
 
@@ -71,15 +116,11 @@ def verify(export: Path, url: str | None, run: Path | None, report: Path | None)
     except ExportError as error:
         message = str(error)
     if report is not None:
-        content = {**dataclasses.asdict(found), "message": message}
+        content = {**dataclasses.asdict(found), "message": message, "summary": found.summary()}
         report.write_text(json.dumps(content).replace("Infinity", '"error"'), encoding="utf-8")
     if message:
         click.echo(message, err=True)
         sys.exit(1)
-    compared = f"{found.examples} examples of its data and {found.odd} odd ones"
-    console.print(
-        f"{export}: answers as training did: {compared}, largest difference {found.largest:.1e}",
-        highlight=False,
-    )
+    console.print(f"{export}: {found.summary()}", highlight=False, markup=False)
     if found.missing:
         console.print(f"  not compared: {found.missing}", highlight=False, markup=False)

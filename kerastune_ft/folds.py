@@ -67,6 +67,7 @@ def fit(
             `SystemExit(143)`.
     """
     console = console or Console(quiet=True)
+    exports.ready(recipe)
     how: dict[str, Any] = {"runs_dir": runs_dir, "name": name, "default_name": default_name}
     fit_ = workflow.fit if recipe.train.folds == 1 else _fit
     run = fit_(recipe, **how, console=console, resume=resume)

@@ -155,12 +155,7 @@ def write(
             model cannot be written so.
     """
     row = _row(name)
-    _check_installed(row)
-    if quantize not in row.quantize:
-        raise ExportError(
-            f"{name}: quantize: expected {' or '.join(row.quantize)}, got '{quantize}'"
-            f"{did_you_mean(quantize, row.quantize) or '.'}"
-        )
+    check(name, quantize)
     suffix = Path(row.file).suffix
     if path.suffix != suffix:
         raise ExportError(f"{name}: '{path}': expected a name that ends with {suffix}.")
@@ -179,6 +174,25 @@ def write(
     remarks = _remarks(name, made, model is not served)
     versions = {package: importlib.metadata.version(package) for package in row.needs.values()}
     return Artefact(name, path, quantize, size, made, remarks, versions)
+
+
+def check(name: str, quantize: Quantize = "none") -> None:
+    """Makes sure that a format can be written, before anything is computed.
+
+    Args:
+        name: A key of `FORMATS`.
+        quantize: As for `write`.
+
+    Raises:
+        ExportError: If the format or the quantisation is unknown, or a package is missing.
+    """
+    row = _row(name)
+    _check_installed(row)
+    if quantize not in row.quantize:
+        raise ExportError(
+            f"{name}: quantize: expected {' or '.join(row.quantize)}, got '{quantize}'"
+            f"{did_you_mean(quantize, row.quantize) or '.'}"
+        )
 
 
 def open_artefact(name: str, path: Path, threads: int | None = None) -> Answers:
@@ -317,7 +331,7 @@ def table(
                 "size_mib": trial.artefact.bytes / _MIB,
                 "latency_ms_1": trial.one.median_ms,
                 "latency_ms_8": trial.eight.median_ms,
-                "agreement": _agreement(*pair, task, outputs),
+                "agreement": agreement(*pair, task, outputs),
                 headline: _score(said, task, outputs, labels),
                 f"float_{headline}": of_model,
                 "largest_difference": float(np.abs(pair[0] - pair[1]).max()),
@@ -326,19 +340,44 @@ def table(
     return rows
 
 
-def _agreement(
+def agreement(
     said: NDArray[Any], expected: NDArray[Any], task: str, outputs: Outputs
 ) -> float | None:
-    """Returns the share of examples, or places, for which the same is decided."""
+    """Returns the share of examples, or places, for which the same is decided.
+
+    Args:
+        said: By a file, `(n, outputs)`.
+        expected: By the model, likewise.
+        task: A key of `TASKS`.
+        outputs: What the model's outputs stand for.
+
+    Returns:
+        The share; None for numbers.
+    """
     from kerastune_ft.tasks import TASKS
 
-    kind = TASKS[task].labels
-    if kind == "numbers":
+    if TASKS[task].labels == "numbers":
         return None
-    if kind == "classes":
+    return float(same(said, expected, task, outputs).mean())
+
+
+def same(
+    said: NDArray[Any], expected: NDArray[Any], task: str, outputs: Outputs
+) -> NDArray[np.bool_]:
+    """Returns of each example, or place, whether the same class or the same labels are decided.
+
+    Args:
+        said: As for `agreement`.
+        expected: As for `agreement`.
+        task: One that has classes or labels.
+        outputs: As for `agreement`.
+    """
+    from kerastune_ft.tasks import TASKS
+
+    if TASKS[task].labels == "classes":
         limits = np.asarray(outputs.thresholds or (0.5,) * said.shape[-1])
-        return float(((said >= limits) == (expected >= limits)).all(axis=-1).mean())
-    return float((said.argmax(axis=-1) == expected.argmax(axis=-1)).mean())
+        return np.asarray(((said >= limits) == (expected >= limits)).all(axis=-1))
+    return np.asarray(said.argmax(axis=-1) == expected.argmax(axis=-1))
 
 
 def _score(

@@ -351,18 +351,35 @@ def own_split(run: Run, recipe: Recipe) -> Split:
     Raises:
         DataError: If the data have changed since the run was trained.
     """
+    splits = _own_splits(
+        run,
+        recipe,
+        "so its test split is no longer the one that was held out; score with --data PATH on data "
+        "that the run has not seen",
+    )
+    if recipe.train.folds > 1 and not len(splits.test):
+        return replace(splits.train, name="validation")
+    return splits.test if len(splits.test) else splits.validation
+
+
+def training_split(run: Run, recipe: Recipe) -> Split:
+    """Returns the examples that a run was trained on; of a cross-validated one, all but the test.
+
+    Raises:
+        DataError: If the data have changed since the run was trained.
+    """
+    return _own_splits(run, recipe, "so nobody knows which examples it saw").train
+
+
+def _own_splits(run: Run, recipe: Recipe, consequence: str) -> Splits:
     folds = recipe.train.folds > 1
     splits = pooled(recipe) if folds else data.of_survey(recipe.data, relabelling.read(recipe, run))
     recorded = _read(run, "data", lambda record: record["split_fingerprint"])
     if splits.fingerprint != recorded:
         raise DataError(
-            f"'{recipe.data.path}' has changed since run '{run.name}' was trained, so its test "
-            "split is no longer the one that was held out; score with --data PATH on data that "
-            "the run has not seen."
+            f"'{recipe.data.path}' has changed since run '{run.name}' was trained, {consequence}."
         )
-    if folds and not len(splits.test):
-        return replace(splits.train, name="validation")
-    return splits.test if len(splits.test) else splits.validation
+    return splits
 
 
 def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:

@@ -21,7 +21,14 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from pydantic import BaseModel, Field, ValidationError
 
-from kerastune_ft import backbones, recipe_checks, recipe_data, recipe_text, recipe_tree
+from kerastune_ft import (
+    backbones,
+    recipe_checks,
+    recipe_data,
+    recipe_export,
+    recipe_text,
+    recipe_tree,
+)
 from kerastune_ft.errors import RecipeError
 from kerastune_ft.recipe_data import AUGMENTATIONS as AUGMENTATIONS
 from kerastune_ft.recipe_data import TEXT_AUGMENTATIONS as TEXT_AUGMENTATIONS
@@ -32,6 +39,7 @@ from kerastune_ft.recipe_data import RandAugment as RandAugment
 from kerastune_ft.recipe_data import Split as Split
 from kerastune_ft.recipe_data import TextAugment as TextAugment
 from kerastune_ft.recipe_data import TextCleaning as TextCleaning
+from kerastune_ft.recipe_export import Export as Export
 from kerastune_ft.recipe_training import Averaging as Averaging
 from kerastune_ft.recipe_training import Checkpoint as Checkpoint
 from kerastune_ft.recipe_training import EarlyStopping as EarlyStopping
@@ -160,22 +168,6 @@ class BackboneChoice(Section):
         return Path(self.tag)
 
 
-class Export(Section):
-    """What is written for servers when the run is finished."""
-
-    targets: tuple[Literal["saved_model"], ...] = Field(
-        default=(),
-        description="saved_model is a version for TensorFlow Serving in the run's folder 'export', "
-        "compared with the run before anyone sees it. 'kft export' does it any time later.",
-    )
-    name: Text | None = Field(
-        default=None, description="Under which the model is served; null is the run's name."
-    )
-    examples: Annotated[int, Ge(0)] = Field(
-        default=200, description="Examples of the run's data that are compared, at most."
-    )
-
-
 class Recipe(Section):
     """Fully describes one run."""
 
@@ -183,7 +175,7 @@ class Recipe(Section):
     backbone: BackboneChoice = Field(description="The pre-trained network.")
     data: Data = Field(description="Where examples come from.")
     train: Train = Field(default=Train(), description="Seed, optimizer, stages and when they end.")
-    export: Export = Field(default=Export(), description="What is written for servers.")
+    export: Export = Field(default=Export(), description="What is written for servers, devices.")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -347,7 +339,7 @@ def _resolve(tree: recipe_tree.Node, source: str, problems: list[recipe_tree.Pro
         mistakes += recipe_checks.explain(Recipe, raw, found)
     wrong = [mistake.paths[0] for mistake in mistakes if mistake.spoils]
     values = recipe_checks.Values(Recipe, raw, wrong)
-    for module in (recipe_checks, recipe_text, recipe_data):
+    for module in (recipe_checks, recipe_text, recipe_data, recipe_export):
         mistakes += module.combinations(values)
     for mistake in mistakes:
         place, path = _blame(tree, source, mistake.paths)

@@ -6,6 +6,8 @@ import io
 import json
 import shutil
 import struct
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,25 @@ def test_more_pixels_than_training_reads_are_refused_by_the_header(raw: bytes) -
         assert (side * height <= largest) is fits
         kind = int(facts(claiming(raw, side, height))[0])
         assert kind == (whole if fits else int(facts(b"no picture")[0]))
+
+
+def chunk(kind: bytes) -> bytes:
+    return struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_a_file_of_a_great_many_empty_parts_is_refused_and_not_walked_through(kind: str) -> None:
+    raw, count = ODD[{"jpg": "plain.jpg", "png": "plain.png", "webp": "lossy.webp"}[kind]], 200_000
+    start = {"jpg": 2, "png": 33, "webp": 12}[kind]
+    empty = {"jpg": b"\xff", "png": chunk(b"juNk"), "webp": b"juNk\0\0\0\0"}[kind]
+    few, many = (raw[:start] + empty * n + raw[start:] for n in (40, count))
+    if kind == "webp":
+        few, many = (raw[:4] + struct.pack("<I", len(x) - 8) + x[8:] for x in (few, many))
+    assert int(facts(few)[0]) == int(facts(raw)[0])
+    begun = time.process_time()
+    assert int(facts(many)[0]) == 3
+    # Walking through all of them takes more than ten times as long.
+    assert time.process_time() - begun < 5e-5 * count
 
 
 def test_damaged_files_are_never_read_otherwise_than_in_training() -> None:

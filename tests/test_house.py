@@ -19,6 +19,7 @@ LEVELS = [
         "recipe",
         "recipe_checks",
         "recipe_data",
+        "recipe_export",
         "recipe_text",
         "recipe_training",
         "recipe_tree",

@@ -212,7 +212,7 @@ FAMILIES: dict[str, tuple[Callable[[], keras.Model], int, dict[str, Any]]] = {
     "swin": (swin, 3, BOTH),
     "mit": (mit, 5, BOTH),
 }
-QUICK = {"resnet_vd", "efficientnet", "mobilenet", "vit", "swin"}
+QUICK = {"resnet_vd", "efficientnet", "mobilenet", "vit"}
 
 
 def write_preset(folder: Path, backbone: keras.Model, converter: dict[str, Any]) -> Backbone:

@@ -23,7 +23,6 @@ from kerastune_ft.errors import DataError, ExportError
 from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.exports import contract as contracts
 from kerastune_ft.exports import verification
-from kerastune_ft.exports.contract import EXTRA
 from kerastune_ft.runs import Run
 from kerastune_ft.tasks import Outputs
 
@@ -53,7 +52,7 @@ def opened(path: Path) -> Opened:
         RunError: If it is neither.
         ExportError: If it is a version that is damaged.
     """
-    if (path / "saved_model.pb").is_file():
+    if contracts.is_version(path):
         return _version(path)
     run = Run.open(path)
     recipe, _ = predictions.contract(run)
@@ -70,7 +69,7 @@ def opened(path: Path) -> Opened:
 
 def _version(folder: Path) -> Opened:
     contract = contracts.read(folder)
-    extra = folder / EXTRA
+    extra = contracts.extra(folder)
     recipe = recipes.load(extra / "recipe.yaml")
     outputs = Outputs(contract.classes, thresholds=contract.thresholds or ())
     how = EVALUATORS[contract.task]
@@ -118,7 +117,7 @@ def _version(folder: Path) -> Opened:
             )
         return predictions.of_pictures(say_pictures, found, recipe, outputs, known)
 
-    answers = verification.of_graph(folder, contract)
+    answers = verification.of_version(folder, contract)
     if contract.modality == "text":
         tokenizer = Tokenizer.load(extra / "tokenizer.json")
     return Opened(_digest(files), contract.modality == "text", predict)

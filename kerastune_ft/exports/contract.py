@@ -1,7 +1,9 @@
-"""What an export says of itself, beside its graph: `assets.extra/kft.json`.
+"""What an export says of itself: `kft.json`, in `assets.extra` of a SavedModel, or beside a file.
 
     found = contract.read(Path("runs/mobilenet/export/1"))
     found.classes, found.task
+    found = contract.read(Path("runs/mobilenet/export/litert/1"))
+    found.file.format, found.file.inputs
 
 Nothing here imports TensorFlow. What is read is checked, and never run.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,57 @@ EXTRA = "assets.extra"
 """A folder that TensorFlow Serving leaves alone, but for the requests to warm up with."""
 
 _NAME = "kft.json"
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a file takes.
+
+    Args:
+        name: As the file calls it.
+        shape: With None for any number.
+        dtype: NumPy's name of the type.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class File:
+    """What there is to know of a file of another format than a SavedModel.
+
+    Args:
+        format: A key of `TARGETS`.
+        quantize: As it was asked for.
+        name: Of the file, beside the contract.
+        sha256: By the name of each file that belongs to it.
+        bytes: Of all of them.
+        inputs: What it takes.
+        output: What it calls what it returns: `probabilities` or `values`.
+        pixels: Between which numbers those of pictures lie; None of texts. The file does the rest.
+        batch: Examples that it takes at once; None for any number.
+        length: Most tokens of a text; None of pictures.
+        needs: Packages, beside what runs the format, without which it cannot be opened.
+        remarks: Sentences that a user should read.
+        notes: More of how it was made: ONNX's opset, what an int8 file was calibrated on, and what
+            it computes in float32.
+    """
+
+    format: str
+    quantize: str
+    name: str
+    sha256: dict[str, str]
+    bytes: int
+    inputs: tuple[Input, ...]
+    output: str
+    pixels: tuple[int, int] | None
+    batch: int | None
+    length: int | None
+    needs: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +98,7 @@ class Contract:
         run: The run's name.
         created: In UTC, ISO 8601.
         versions: Of what made it.
+        file: None of a SavedModel.
     """
 
     name: str
@@ -61,6 +115,26 @@ class Contract:
     run: str
     created: str
     versions: dict[str, str]
+    file: File | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it has to answer as training did to the last digits: it is not quantised."""
+        return self.file is None or self.file.quantize == "none"
+
+
+def extra(folder: Path) -> Path:
+    """Returns where the contract of a version lies, and what else travels with it."""
+    is_graph = (folder / EXTRA).is_dir() or (folder / "saved_model.pb").is_file()
+    return folder / EXTRA if is_graph else folder
+
+
+def is_version(folder: Path) -> bool:
+    """Returns whether a folder is a version of an export, whole or not."""
+    return (folder / "saved_model.pb").is_file() or (folder / _NAME).is_file()
+
+
+_KEYS = tuple(key.name for key in dataclasses.fields(Contract) if key.name != "file")
 
 
 def labels_digest(classes: tuple[str, ...]) -> str:
@@ -75,10 +149,10 @@ def digest(text: str) -> str:
 
 def write(folder: Path, contract: Contract) -> None:
     """Writes the contract of the version in a folder."""
-    (folder / EXTRA).mkdir(exist_ok=True)
+    extra(folder).mkdir(exist_ok=True)
     content = {"format": FORMAT, **dataclasses.asdict(contract)}
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    files.write_text(folder / EXTRA / _NAME, text + "\n")
+    files.write_text(extra(folder) / _NAME, text + "\n")
 
 
 def read(folder: Path) -> Contract:
@@ -87,13 +161,13 @@ def read(folder: Path) -> Contract:
     Raises:
         ExportError: If there is none, it is damaged, or contradicts itself.
     """
-    path = folder / EXTRA / _NAME
+    path = extra(folder) / _NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ExportError(
-            f"'{folder}' is no export of kft: it holds no '{EXTRA}/{_NAME}'; give the folder of a "
-            "version, such as 'runs/mobilenet/export/1'."
+            f"'{folder}' is no export of kft: it holds no '{path.relative_to(folder)}'; give the "
+            "folder of a version, such as 'runs/mobilenet/export/1'."
         ) from error
     except ValueError as error:
         raise ExportError(f"'{path}' is damaged: {error}; export again.") from error
@@ -108,7 +182,7 @@ def _checked(content: Any, path: Path) -> Contract:
             "export again."
         )
     try:
-        values = {field.name: content[field.name] for field in dataclasses.fields(Contract)}
+        values = {key: content[key] for key in _KEYS}
     except KeyError as error:
         raise ExportError(f"'{path}' is damaged: {error} is missing; export again.") from error
     for name in ("classes", "inputs", "text_inputs"):
@@ -123,4 +197,20 @@ def _checked(content: Any, path: Path) -> Contract:
             f"'{path}': the classes are not those that were exported, or in another order; "
             "export again."
         )
-    return Contract(**values)
+    return Contract(**values, file=_file(content.get("file"), path))
+
+
+def _file(content: Any, path: Path) -> File | None:
+    if content is None:
+        return None
+    try:
+        values = {key.name: content[key.name] for key in dataclasses.fields(File)}
+        inputs = [Input(**{**each, "shape": tuple(each["shape"])}) for each in values["inputs"]]
+        name = str(values["name"])
+        if Path(name).name != name or name not in values["sha256"]:
+            raise ValueError(f"'{name}' is no file of it")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportError(f"'{path}' is damaged: file: {error}; export again.") from error
+    several = {key: tuple(values[key]) for key in ("needs", "remarks")}
+    pixels = values["pixels"] and tuple(values["pixels"])
+    return File(**{**values, **several, "inputs": tuple(inputs), "pixels": pixels})

@@ -163,6 +163,15 @@ def _small_enough(height: Tensor, width: Tensor) -> Tensor:
     return pixels <= MAX_PIXELS
 
 
+def _most_steps(size: Tensor) -> Tensor:
+    """Returns how many parts of a file are looked at: walking costs no more than decoding.
+
+    A step takes as long as decoding thousands of octets, and an empty part has a dozen. Encoders
+    write parts of kilobytes.
+    """
+    return 64 + size // 512
+
+
 def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Walks over the segments of a JPEG up to the picture itself."""
 
@@ -205,9 +214,13 @@ def _jpeg(data: Tensor, octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         return made
 
     none = tf.constant(-1)
-    _, colours, fits, exif, exif_end, xmp, xmp_end = tf.while_loop(
-        goes_on, step, (tf.constant(2), tf.constant(0), tf.constant(True), none, none, none, none)
+    place, colours, fits, exif, exif_end, xmp, xmp_end = tf.while_loop(
+        goes_on,
+        step,
+        (tf.constant(2), tf.constant(0), tf.constant(True), none, none, none, none),
+        maximum_iterations=_most_steps(size),
     )
+    fits &= ~goes_on(place)
     end = tf.minimum(exif_end, size)
     orientation = tf.cond(exif < 0, lambda: tf.constant(0), lambda: _exif(octets, exif, end))
     told = tf.cond(
@@ -238,11 +251,16 @@ def _png(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         return first + length + 4, pixels, clear, exif, end
 
     no, none = tf.constant(False), tf.constant(-1)
-    _, _, clear, exif, end = tf.while_loop(goes_on, step, (tf.constant(8), no, no, none, none))
+    place, _, clear, exif, end = tf.while_loop(
+        goes_on,
+        step,
+        (tf.constant(8), no, no, none, none),
+        maximum_iterations=_most_steps(size),
+    )
     depth, colour = octets[24], octets[25]
     alpha = clear | (colour == 4) | (colour == 6)
     deep = (colour == 0) & (depth == 16)
-    fits = _small_enough(_number(octets, 20, 4), _number(octets, 16, 4))
+    fits = _small_enough(_number(octets, 20, 4), _number(octets, 16, 4)) & ~goes_on(place)
     # Transparent 16-bit grey is one that Pillow itself has no mode for.
     kind = tf.case(
         [
@@ -284,10 +302,15 @@ def _webp(octets: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         return after + length % 2, strange, exif, end
 
     none = tf.constant(-1)
-    _, strange, exif, end = tf.while_loop(
-        goes_on, step, (tf.constant(12), tf.constant(False), none, none)
+    place, strange, exif, end = tf.while_loop(
+        goes_on,
+        step,
+        (tf.constant(12), tf.constant(False), none, none),
+        maximum_iterations=_most_steps(size),
     )
-    return tf.where(strange, _REFUSED, _PLAIN), _told(octets, exif, tf.minimum(end, size))
+    return tf.where(strange | goes_on(place), _REFUSED, _PLAIN), _told(
+        octets, exif, tf.minimum(end, size)
+    )
 
 
 def _bmp(octets: Tensor) -> tuple[Tensor, Tensor]:

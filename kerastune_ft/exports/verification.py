@@ -1,11 +1,13 @@
 """Compares what an export answers with what the training process answered.
 
-    expect(folder, run, served, examples)   # while exporting: writes `verification.json`
+    expect(folder, expectation(run, served, examples))      # writes `verification.json`
     found = verify(folder)                  # any time later, in a process that knows no Keras model
     found = verify(folder, url="http://localhost:8501")
 
 Odd pictures and texts of our own travel with an export; examples of the run's data do not: only
-their names, digests and answers do. They are compared where the run and its data are at hand.
+their names, digests and answers do. They are compared where the run and its data are at hand. A
+SavedModel is given what users hold; a file of another format arrays, which training's own
+preparation made.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,7 +28,9 @@ from kerastune_ft import recipe as recipes
 from kerastune_ft.errors import ExportError, KftError, ServingError
 from kerastune_ft.exports import contract as contracts
 from kerastune_ft.exports import examples as examples_
-from kerastune_ft.exports.contract import EXTRA, Contract
+from kerastune_ft.exports import trials
+from kerastune_ft.exports.contract import Contract
+from kerastune_ft.exports.trials import Limits
 from kerastune_ft.runs import Run
 
 if TYPE_CHECKING:
@@ -81,6 +85,9 @@ class Verified:
             of numbers.
         differences: Above `TOLERANCE`, the largest first.
         latency: Milliseconds of a request by its number of examples, median; {} over a network.
+        row: Of a file, what the table of formats says of it; None of a SavedModel.
+        shortfalls: Which limits a quantised file misses, and where it decides otherwise.
+        limits: Of a quantised file; None of what has to answer to `TOLERANCE`.
     """
 
     odd: int
@@ -91,9 +98,33 @@ class Verified:
     agreement: float | None
     differences: tuple[Difference, ...]
     latency: Mapping[int, float] = field(default_factory=dict)
+    row: Mapping[str, Any] | None = None
+    shortfalls: tuple[str, ...] = ()
+    limits: Limits | None = None
+
+    def summary(self) -> str:
+        """Returns a line about a comparison that went well."""
+        compared = f"{self.examples} examples of its data and {self.odd} odd ones"
+        if self.row is not None:  # it takes arrays
+            compared += ", prepared as in training"
+        largest = f"largest difference {self.largest:.1e}"
+        if self.limits is None:
+            return f"answers as training did: {compared}, {largest}"
+        assert self.row is not None
+        agreement, least = self.row["agreement"], self.limits.least_agreement
+        return (
+            f"decides as training did: agreement {agreement:.4f} of {self.row['examples']} "
+            f"examples, at least {least:g} was wanted; {compared} were asked, {largest}"
+        )
 
     def check(self, folder: Path) -> None:
         """Raises `ExportError` if something differs, with what differs most."""
+        if self.shortfalls:
+            lines = "\n".join(f"  {line}" for line in self.shortfalls)
+            raise ExportError(
+                f"'{folder}' does not decide as the run's model does:\n{lines}\nAnother --quantize "
+                "is closer to it; --least-agreement and --most-lost of 'kft export' allow more."
+            )
         if not self.differences:
             return
         shown = [
@@ -107,11 +138,23 @@ class Verified:
         )
 
 
-def expect(folder: Path, run: Run, served: Served, found: Examples | str) -> None:
-    """Writes what the training process answers into a version's folder.
+@dataclass(frozen=True)
+class Expectation:
+    """What the training process answers, of all that an export is tried on.
 
     Args:
-        folder: Of the version.
+        content: Of `verification.json`.
+        pictures: Content of odd pictures, by the name of the file.
+    """
+
+    content: Mapping[str, Any]
+    pictures: Mapping[str, bytes]
+
+
+def expectation(run: Run, served: Served, found: Examples | str) -> Expectation:
+    """Asks the training process's models.
+
+    Args:
         run: That is exported.
         served: What is exported of it.
         found: Examples of its data, or why there are none.
@@ -119,12 +162,11 @@ def expect(folder: Path, run: Run, served: Served, found: Examples | str) -> Non
     from kerastune_ft import predictions
     from kerastune_ft.exports import expected
 
-    (folder / EXTRA / _ODD).mkdir(parents=True, exist_ok=True)
-    odd = []
+    odd, pictures = [], {}
     for name, raw, said in expected.of_odd(served, predictions.tokenizer_of(_first(run, served))):
         row: dict[str, Any] = {"name": name, "expected": _plain(said)}
         if isinstance(raw, bytes):
-            (folder / EXTRA / _ODD / name).write_bytes(raw)
+            pictures[name] = raw
         else:
             row["texts"] = list(raw)
         odd.append(row)
@@ -145,8 +187,24 @@ def expect(folder: Path, run: Run, served: Served, found: Examples | str) -> Non
         "odd": odd,
         "examples": rows,
     }
+    return Expectation(content, pictures)
+
+
+def expect(folder: Path, wanted: Expectation, limits: Limits | None = None) -> None:
+    """Writes what the training process answers into a version's folder.
+
+    Args:
+        folder: Of the version.
+        wanted: What it answers.
+        limits: Of a quantised file.
+    """
+    extra = contracts.extra(folder)
+    (extra / _ODD).mkdir(parents=True, exist_ok=True)
+    for name, raw in wanted.pictures.items():
+        (extra / _ODD / name).write_bytes(raw)
+    content = {**wanted.content, **({"limits": asdict(limits)} if limits else {})}
     text = json.dumps(content, ensure_ascii=False, allow_nan=False)
-    files.write_text(folder / EXTRA / _NAME, text + "\n")
+    files.write_text(extra / _NAME, text + "\n")
 
 
 def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> Verified:
@@ -163,13 +221,38 @@ def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> 
     """
     contract = contracts.read(folder)
     record = _record(folder)
-    answers = _of_server(url, folder, contract) if url else of_graph(folder, contract)
+    if url and contract.file is not None:
+        raise ExportError(f"'{folder}' is a file of {contract.file.format}; servers have none.")
     scale = np.asarray(record["scale"], np.float64)
     inputs = [(row["name"], _odd_input(folder, row), _read(row)) for row in record["odd"]]
-    odd = len(inputs)
-    more, missing = _examples(record, run)
+    more, missing, labels = _examples(record, run)
+    told: list[tuple[str, Answer, Answer | ExportError]]
+    row: Mapping[str, Any] | None = None
+    shortfalls: tuple[str, ...] = ()
+    latency: Mapping[int, float] = {}
+    limits = None if contract.exact else Limits(**record.get("limits", {}))
+    if contract.file is None:
+        answers = _of_server(url, folder, contract) if url else of_graph(folder, contract)
+        told = _answered(answers, inputs + more)
+        if not url and inputs:
+            latency = _latency(answers, [raw for _, raw, _ in inputs])
+    else:
+        asked = inputs + more
+        of_all = _wanted(folder, contract)([raw for _, raw, _ in asked])
+        found = trials.judged(
+            folder,
+            contract,
+            of_all,
+            [(name, expected) for name, _, expected in asked],
+            labels,
+            scale,
+            limits or Limits(),
+        )
+        row, shortfalls = found.row, found.shortfalls
+        latency = {1: found.row["latency_ms_1"], 8: found.row["latency_ms_8"]}
+        told = [(*pair[::2], said) for pair, said in zip(asked, found.said, strict=True)]
     differences, refused, errors, same = [], [], [], []
-    for name, expected, said in _answered(answers, inputs + more):
+    for name, expected, said in told:
         if isinstance(said, ExportError):
             if _is_refusal(str(said)):
                 refused.append(name)
@@ -179,13 +262,12 @@ def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> 
         error, alike = _compared(expected, said, scale)
         errors.append(error)
         same.append(alike)
-        if not error <= record["tolerance"]:
+        if contract.exact and not error <= record["tolerance"]:
             differences.append(Difference(name, _shown(expected), _shown(said), error))
     if not errors:
         raise ExportError(f"'{folder}': there was nothing to compare; export again.")
-    latency = {} if url else _latency(answers, [raw for _, raw, _ in inputs if raw is not None])
     return Verified(
-        odd=odd,
+        odd=len(inputs),
         examples=len(more),
         missing=missing,
         refused=tuple(refused),
@@ -193,6 +275,9 @@ def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> 
         agreement=None if "regression" in contract.task else float(np.mean(same)),
         differences=tuple(sorted(differences, key=lambda row: -row.largest)),
         latency=latency,
+        row=row,
+        shortfalls=shortfalls,
+        limits=limits,
     )
 
 
@@ -256,6 +341,18 @@ def _is_refusal(said: str) -> bool:
     return REFUSAL[:40] in said
 
 
+def of_version(folder: Path, contract: Contract) -> Answers:
+    """Returns what asks a version itself, in this process.
+
+    It raises `ExportError` where the graph does, or of what cannot be read.
+    """
+    if contract.file is None:
+        return of_graph(folder, contract)
+    from kerastune_ft.exports import artefacts
+
+    return artefacts.of_file(folder, contract, _wanted(folder, contract))
+
+
 def of_graph(folder: Path, contract: Contract) -> Answers:
     """Returns what asks the graph itself.
 
@@ -311,13 +408,13 @@ def _wanted(folder: Path, contract: Contract) -> Callable[[Sequence[Raw]], dict[
     if contract.inputs == ("image_bytes",):
         return lambda raw: {"image_bytes": np.asarray(raw, object)}
     if contract.inputs == ("images",):
-        return expected.arrays_of_bundle(folder / EXTRA)
+        return expected.arrays_of_bundle(contracts.extra(folder))
     if contract.inputs == contract.text_inputs:
         return lambda raw: {
             name: np.asarray([row[at] for row in raw], object)
             for at, name in enumerate(contract.inputs)
         }
-    return expected.tokens_of_bundle(folder / EXTRA)
+    return expected.tokens_of_bundle(contracts.extra(folder))
 
 
 def _teller(folder: Path) -> Callable[[Mapping[str, Any]], Sequence[Answer]]:
@@ -330,7 +427,7 @@ def _teller(folder: Path) -> Callable[[Mapping[str, Any]], Sequence[Answer]]:
         if "written_ids" in said:
             from kerastune_ft.exports import expected
 
-            return expected.texts_of_bundle(folder / EXTRA, said["written_ids"])
+            return expected.texts_of_bundle(contracts.extra(folder), said["written_ids"])
         values = said["probabilities"] if "probabilities" in said else said["values"]
         return list(np.asarray(values, np.float64))
 
@@ -343,31 +440,32 @@ def _text(value: Any) -> str:
 
 def _examples(
     record: Mapping[str, Any], moved: Path | None
-) -> tuple[list[tuple[str, Raw, Answer]], str]:
-    """Returns the examples of the run's data that are at hand, and why no more are."""
+) -> tuple[list[tuple[str, Raw, Answer]], str, list[Any]]:
+    """Returns the examples of the run's data that are at hand, why no more are, and the labels."""
     rows = record["examples"]
     if not rows:
-        return [], str(record["missing"] or "none was exported with it")
+        return [], str(record["missing"] or "none was exported with it"), []
     try:
         run = Run.open(moved or record["run"])
         found = examples_.of_run(run, recipes.load(run.recipe_path), len(rows))
     except (KftError, OSError) as error:
-        return [], str(error)
-    known = dict(zip(found.digests(), found.raw, strict=True))
-    pairs = [(row, known.get(row["sha256"])) for row in rows]
-    there = [(row["name"], raw, _read(row)) for row, raw in pairs if raw]
-    lost = sum(raw is None for _, raw in pairs)
-    return there, f"{lost} of {len(rows)} have changed" if lost else ""
+        return [], str(error), []
+    known = dict(zip(found.digests(), zip(found.raw, found.split.labels, strict=True), strict=True))
+    pairs = [(row, *known.get(row["sha256"], (None, None))) for row in rows]
+    there = [(row["name"], raw, _read(row)) for row, raw, _ in pairs if raw]
+    lost = sum(raw is None for _, raw, _ in pairs)
+    labels = [label for _, raw, label in pairs if raw]
+    return there, f"{lost} of {len(rows)} have changed" if lost else "", labels
 
 
 def _odd_input(folder: Path, row: Mapping[str, Any]) -> Raw:
     if "texts" in row:
         return tuple(row["texts"])
-    return (folder / EXTRA / _ODD / Path(row["name"]).name).read_bytes()
+    return (contracts.extra(folder) / _ODD / Path(row["name"]).name).read_bytes()
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    path = folder / EXTRA / _NAME
+    path = contracts.extra(folder) / _NAME
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
         for name in ("tolerance", "scale", "run", "missing", "odd", "examples"):
