@@ -6,7 +6,8 @@
 #               a request that fails, such as one with a picture that cannot be read, fails all
 #               requests that were joined with it.
 #
-# Further flags of tensorflow_model_server may be given; --check only looks whether all is there.
+# Further flags of tensorflow_model_server may be given; its numbers of threads are rounded up.
+# --check only looks whether all is there.
 set -euo pipefail
 
 fail() {
@@ -38,4 +39,17 @@ esac
 if [[ ${1-} == --check ]]; then
     exit 0
 fi
-exec tensorflow_model_server "${options[@]}" "$@"
+[[ $(<"$base/models.config") == *"base_path: \"$base\""* ]] ||
+    fail "'$base/models.config' says with base_path that the model lies elsewhere, which is what the server reads; leave MODEL_BASE_PATH at /models and put the folder there, or say '$base' in it."
+# A limit of Docker may be a part of a processor; the server knows whole threads alone.
+for flag; do
+    if [[ $flag =~ ^(--tensorflow_int(er|ra)_op_parallelism=)([0-9]*)\.([0-9]+)$ ]]; then
+        whole=$((10#0${BASH_REMATCH[3]}))
+        if [[ ${BASH_REMATCH[4]} == *[1-9]* ]]; then
+            whole=$((whole + 1))
+        fi
+        flag=${BASH_REMATCH[1]}$whole
+    fi
+    options+=("$flag")
+done
+exec tensorflow_model_server "${options[@]}"

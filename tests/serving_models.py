@@ -119,6 +119,37 @@ class Numbers(Pictures):
         return {"values": self.means(image_bytes)}
 
 
+class Words(tf.Module):
+    """Tags words and writes: what exports answer that are as wide as the longest text."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    def tags(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        words = tf.strings.split(text)
+        named = tf.strings.regex_full_match(words.to_tensor(""), "[A-Z].*")
+        tagged = tf.strings.regex_replace(words, "^[A-Z].*$", "NAME")
+        tagged = tf.strings.regex_replace(tagged, "^[a-z].*$", "O")
+        return {
+            "tags": tf.strings.reduce_join(tagged, axis=1, separator=" "),
+            "word_tags": tagged.to_tensor(""),
+            "word_probabilities": tf.one_hot(tf.cast(named, tf.int32), 2, 0.75, 0.25),
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    def write(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        letters = tf.strings.unicode_decode(tf.strings.upper(text), "UTF-8")
+        return {"written_ids": letters.to_tensor(0), "written": tf.strings.upper(text)}
+
+
+def write_words(base: Path, signature: str) -> Path:
+    """Writes a model that tags (`tags`) or writes (`write`); returns its version."""
+    module = Words()
+    task = {"tags": "token_classification", "write": "text_generation"}[signature]
+    more = {"text_inputs": ["text"], "tokenizer_inside": True}
+    classes = ("O", "NAME") if signature == "tags" else ()
+    facts = facts_of(task, "text", classes, **more)
+    return save(module, base / "1", {"serving_default": getattr(module, signature)}, facts=facts)
+
+
 class Toys(tf.Module):
     """Signatures of all kinds: those of TensorFlow Serving's documentation, and awkward ones."""
 

@@ -345,7 +345,8 @@ def exported(base: Path, name: str = "colours") -> Path:
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     """A folder of models with one export, `colours`."""
-    exported(tmp_path / "models" / "colours")
+    config = exported(tmp_path / "models" / "colours") / server_files.MODELS
+    config.write_text(config.read_text().replace('"/models/', f'"{tmp_path}/models/'))
     return tmp_path / "models"
 
 
@@ -440,6 +441,23 @@ def test_another_model_is_refused(models: Path) -> None:
     code, flags, said = start(models, name="shapes")
     assert (code, flags) == (2, [])
     assert "is of another model than 'shapes'; set MODEL_NAME" in said
+
+
+def test_an_export_that_says_that_it_lies_elsewhere_is_refused(models: Path) -> None:
+    server_files.write(models / "colours", "colours", LATENCY)
+    code, flags, said = start(models)
+    assert (code, flags) == (2, [])
+    assert "says with base_path that the model lies elsewhere" in said
+    assert "leave MODEL_BASE_PATH at /models" in said
+
+
+def test_parts_of_a_processor_are_rounded_up_to_threads(models: Path) -> None:
+    given = {"1.5": "2", "0.5": "1", ".25": "1", "2": "2", "3.0": "3", "08.5": "9"}
+    for kind in ("intra", "inter"):
+        flag = f"--tensorflow_{kind}_op_parallelism="
+        code, flags, _ = start(models, *(flag + text for text in given), "--other=1.5 a")
+        assert code == 0
+        assert flags[-7:] == [*(flag + text for text in given.values()), "--other=1.5 a"]
 
 
 def test_batching_is_on_or_off(models: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving_models import picture, write_pictures, write_toys
+from serving_models import picture, write_pictures, write_toys, write_words
 
 from kerastune_ft.serving import signatures
 from kerastune_ft.serving.batching import Batcher, Limits
@@ -168,6 +170,40 @@ def test_a_long_request_is_computed_in_parts(toys: Model) -> None:
     (found,) = together(Limits(examples=4), counted.signature, [floats(*range(11))])
     assert counted.calls == [4, 4, 3]
     np.testing.assert_array_equal(found["y"], np.arange(11) / 2 + 3)
+
+
+@pytest.mark.parametrize("name", ["tags", "write"])
+def test_answers_as_wide_as_the_longest_are_neither_joined_nor_put_together(
+    tmp_path: Path, name: str
+) -> None:
+    """Joined, a short text would be padded to its neighbour's width; in parts, none would fit."""
+    signature = signatures.load(write_words(tmp_path, name)).signature("")
+    texts = [[b"Anna"], [b"a dog sees Bob here"], [b"who is it", b"x", b"I am Eve", b"yes", b"no"]]
+    requests = [{"text": strings(row)} for row in texts]
+    counted = Counted(signature)
+    found = together(Limits(examples=2, wait_seconds=0.05), counted.signature, requests)
+    assert sorted(counted.calls) == [1, 1, 5]
+    for outputs, arrays in zip(found, requests, strict=True):
+        alone = signature.run(arrays)
+        assert list(outputs) == list(alone)
+        for key in alone:
+            np.testing.assert_array_equal(outputs[key], alone[key])
+
+
+def test_a_worker_that_waits_keeps_no_version_in_memory(toys: Model) -> None:
+    async def work(batcher: Batcher) -> list[Any]:
+        deadline = asyncio.get_running_loop().time() + 60
+        gone = []
+        for _ in range(3):
+            signature = Counted(toys.signature("")).signature
+            await batcher.submit(signature, floats(1), deadline)
+            gone.append(weakref.ref(signature))
+            del signature
+            await asyncio.sleep(0.05)
+        gc.collect()
+        return [reference() for reference in gone]
+
+    assert batched(Limits(workers=2), work) == [None, None, None]
 
 
 def test_batches_are_no_larger_than_allowed(toys: Model) -> None:

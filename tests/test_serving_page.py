@@ -28,6 +28,7 @@ from serving_models import (
     save,
     write_pictures,
     write_toys,
+    write_words,
 )
 
 from kerastune_ft.serving.service import Bounds
@@ -310,6 +311,38 @@ def test_texts_are_typed_and_asked_about_without_a_mouse(folder: Path, browser: 
         answered(page, 2)
         assert page.named("textbox") == ["Text", "Pair"]
         assert "Ask the model" in page.named("button")
+        clean(page, found)
+
+
+@needs_browser
+def test_tags_are_shown_with_their_words_and_written_texts_as_they_are(
+    tmp_path: Path, browser: Chromium
+) -> None:
+    text = "Anna saw  Bob at <b>noon</b>"
+    write_words(tmp_path / "tags", "tags")
+    with running(tmp_path / "tags") as found:
+        page = browser.open(found.url + "/")
+        page.press("Tab")
+        page.type(text)
+        page.press("Enter", modifiers=2)
+        (card,) = answered(page, 1)
+        expected = same_as_rest(found, {"text": text})
+        assert "error" not in card
+        assert card["said"] == expected["tags"]
+        assert [line[:2] for line in card["rows"]] == [
+            [word, f"{tag} (75.0 %)"]
+            for word, tag in zip(text.split(), expected["word_tags"], strict=True)
+        ]
+        clean(page, found)
+    write_words(tmp_path / "write", "write")
+    with running(tmp_path / "write") as found:
+        page = browser.open(found.url + "/")
+        page.press("Tab")
+        page.type(text)
+        page.press("Enter", modifiers=2)
+        (card,) = answered(page, 1)
+        assert "error" not in card
+        assert (card["title"], card["said"], card["rows"]) == (text, text.upper(), [])
         clean(page, found)
 
 

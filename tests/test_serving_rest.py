@@ -443,6 +443,27 @@ DOCUMENTED: dict[str, tuple[str, Any, int, Any, str]] = {
         "'instances'",
         CODE + "util/json_tensor.cc FillPredictRequestFromJson",
     ),
+    "no rows in columns": (
+        "POST :predict",
+        {"inputs": []},
+        400,
+        "input 'x': expected at least one row, got none",
+        "Predict API > Specifying input tensors in column format",
+    ),
+    "a key that is there twice": (
+        "POST :predict",
+        b'{"instances": [1.0], "instances": [2.0]}',
+        400,
+        "key 'instances' is there twice",
+        "Predict API > Request format",
+    ),
+    "a key that is there twice in a row": (
+        "POST :predict",
+        b'{"instances": [{"x": 1.0, "x": 2.0}]}',
+        400,
+        "key 'x' is there twice",
+        "Predict API > Specifying input tensors in row format",
+    ),
     "rows that are no list": (
         "POST :predict",
         {"instances": 1.0},
@@ -706,6 +727,19 @@ def test_gzipped_bodies_are_read_and_cannot_grow_without_bound(toys: Path) -> No
         assert found.ask(":predict", bomb, headers=zipped).status == 413
         assert found.ask(":predict", body[:-9], headers=zipped).status == 400
         assert found.ask(":predict", b"no gzip", headers=zipped).status == 400
+        for more in (body, b"!"):
+            answer = found.ask(":predict", body + more, headers=zipped)
+            assert answer.status == 400
+            assert "goes on after the end of its gzip stream" in answer.json["error"]
+
+
+def test_what_a_gzipped_body_grows_to_is_counted_for_all_requests_together(toys: Path) -> None:
+    zipped = {"Content-Encoding": "gzip"}
+    with running(toys, bounds=Bounds(open_bytes=3 * 2**20)) as found:
+        body = json.dumps({"instances": [1.0]}).encode()
+        for size, status in ((2 * 2**20, 200), (4 * 2**20, 503), (2 * 2**20, 200)):
+            answer = found.ask(":predict", gzip.compress(body + b" " * size), headers=zipped)
+            assert answer.status == status
 
 
 def test_bodies_that_are_too_long_are_refused_however_they_come(toys: Path) -> None:

@@ -37,8 +37,10 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from kerastune_ft.serving import registry
 from kerastune_ft.serving.batching import Limits
-from kerastune_ft.serving.service import Bounds
+from kerastune_ft.serving.metrics import Metrics
+from kerastune_ft.serving.service import Bounds, Service
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,7 @@ REFUSED: dict[str, tuple[predict_pb2.PredictRequest, str, str]] = {
         "Sent extra: {y}",
     ),
     "another type": (predict(x=np.array([1.0])), "INVALID_ARGUMENT", "expected float32"),
+    "no rows": (predict(x=floats()), "INVALID_ARGUMENT", "at least one row, got none"),
     "another shape": (
         predict("matrix", x=np.ones((1, 3), np.float32)),
         "INVALID_ARGUMENT",
@@ -223,6 +226,39 @@ def test_classify_and_regress_take_examples_with_and_without_a_context(predictio
         example.features.feature["x"].float_list.value.append(number)
     values = [one.value for one in predictions.Regress(regress, timeout=30).result.regressions]
     assert values == [3.5, 4.0]
+
+
+def test_a_context_cannot_grow_without_bound_in_the_examples(
+    server: Running, predictions: Any
+) -> None:
+    word, rows = "x" * 60_000, 2_000
+    content = {"signature_name": "features", "context": {"word": word}, "examples": [{}] * rows}
+    answer = server.ask(":classify", content)
+    assert answer.status == 413
+    assert "with its 'context' in every example, is too large" in answer.json["error"]
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name = "toys"
+    request.model_spec.signature_name = "features"
+    listed = request.input.example_list_with_context
+    listed.context.features.feature["word"].bytes_list.value.append(word.encode())
+    for _ in range(rows):
+        listed.examples.add()
+    error = refusal(predictions.Classify, request)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.details() == answer.json["error"]
+    content["examples"] = [{}] * 20
+    assert len(server.ask(":classify", content).json["results"]) == 20
+
+
+def test_what_a_thread_counts_after_the_end_of_a_request_is_not_kept(toys: Path) -> None:
+    export = registry.find(toys)
+    batcher: Any = None
+    service = Service(registry.Registry("toys", export), batcher, Metrics(), Bounds())
+    with service.admitted() as admitted:
+        admitted.grow(10)
+        assert service.open_bytes == 10
+    admitted.grow(1000)
+    assert service.open_bytes == 0
 
 
 def test_metadata_and_status_are_those_of_rest(
@@ -335,6 +371,28 @@ def test_the_clients_deadline_is_kept(toys: Path) -> None:
             assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             time.sleep(2)
             assert found.figure('kft_examples_total{signature="serving_default"}') == examples
+
+
+def test_calls_that_never_send_their_message_are_given_up(toys: Path) -> None:
+    ended = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        ended.wait(60)
+        yield from ()
+
+    with running(toys, grpc_port=0, bounds=Bounds(seconds=0.5)) as found:
+        assert found.addresses.grpc is not None
+        with grpc.insecure_channel(found.addresses.grpc) as opened:
+            call = opened.stream_unary("/tensorflow.serving.PredictionService/Predict")
+            begin = time.monotonic()
+            error = refusal(call, nothing())
+            assert time.monotonic() - begin < 10
+            ended.set()
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "did not arrive in time" in error.details()
+            assert refusal(call, iter(())).code() is grpc.StatusCode.INVALID_ARGUMENT
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(opened)
+            assert stub.Predict(predict(x=floats(1)), timeout=30)
 
 
 def test_the_servers_own_deadline_is_told_as_such(server: Running, toys: Path) -> None:

@@ -198,7 +198,7 @@ def test_features_become_an_example_of_the_right_kinds() -> None:
             {"a": [0.5, 1.0]},
         ],
     }
-    found = [tf.train.Example.FromString(row) for row in examples.serialized(content)]
+    found = [tf.train.Example.FromString(row) for row in examples.serialized(content, [].append)]
     features = found[0].features.feature
     assert list(features["a"].int64_list.value) == [1]
     assert list(features["b"].float_list.value) == [1.5]
@@ -233,7 +233,7 @@ def test_features_become_an_example_of_the_right_kinds() -> None:
 )
 def test_examples_that_cannot_be_one_are_refused(content: dict, said: str) -> None:
     with pytest.raises(RefusedError, match=said):
-        examples.serialized(content)
+        examples.serialized(content, [].append)
 
 
 def test_a_tensor_proto_cannot_claim_more_than_a_message_holds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 import re
 import shutil
@@ -34,7 +35,7 @@ from serving_models import (
 from test_cli import ENVIRONMENT, KFT, refused
 
 from kerastune_ft.errors import ServingError
-from kerastune_ft.serving import registry, signatures
+from kerastune_ft.serving import registry, server, signatures
 from kerastune_ft.serving.batching import Limits
 from kerastune_ft.serving.refusals import RefusedError
 from kerastune_ft.serving.registry import Export, Registry
@@ -148,6 +149,88 @@ def test_a_version_that_cannot_be_loaded_says_so_and_the_old_one_goes_on(
         until(lambda: says(found) == 2)
 
 
+def wrecked(folder: Path) -> Any:
+    """Loads a version as the server does, unless a file `broken` lies there."""
+    assert folder.is_absolute()
+    if (folder / "broken").exists():
+        raise ServingError(f"'{folder}' holds 1 broken file and 3 others.")
+    return signatures.Model({}, {}, {"number": int(folder.name)})
+
+
+def bare(base: Path, *numbers: int, broken: tuple[int, ...] = ()) -> Path:
+    """Makes versions for `wrecked`."""
+    for number in (*numbers, *broken):
+        (base / str(number) / "assets.extra").mkdir(parents=True, exist_ok=True)
+    for number in broken:
+        (base / str(number) / "broken").touch()
+    return base
+
+
+def test_a_broken_version_does_not_displace_the_newest_beside_a_labelled_one(
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    export = Export(bare(tmp_path, 1, 2))
+    found = Registry("model", export, "latest", {"stable": 1}, wrecked, said.append)
+    found.refresh()
+    assert found.numbers == [1, 2]
+    bare(tmp_path, broken=(3,))
+    for _ in range(2):
+        found.refresh()
+        assert found.numbers == [1, 2]
+        with found.borrow() as version:
+            assert version.number == 2
+    assert "version 2 is no longer served" not in said
+    (tmp_path / "3" / "broken").unlink()
+    found.refresh()
+    assert found.numbers == [1, 3]
+
+
+def test_the_newest_version_that_can_be_loaded_is_served_from_the_start(tmp_path: Path) -> None:
+    found = Registry("model", Export(bare(tmp_path, 1, 2, broken=(3, 4))), load=wrecked)
+    found.refresh()
+    assert found.numbers == [2]
+    assert {status.version: status.state for status in found.statuses()} == {
+        4: "END",
+        3: "END",
+        2: "AVAILABLE",
+    }
+    shutil.rmtree(tmp_path / "2")
+    found.refresh()
+    assert found.numbers == [1], "going back is removing the newest that answers"
+
+
+def test_a_version_is_tried_again_when_any_of_its_files_changes(tmp_path: Path) -> None:
+    tried: list[int] = []
+    extra = tmp_path / "1" / "assets.extra" / "kft.json"
+
+    def load(folder: Path) -> Any:
+        tried.append(1)
+        if not extra.exists() or extra.read_text() != "{}":
+            raise ServingError("'kft.json' is damaged")
+        return wrecked(folder)
+
+    found = Registry("model", Export(bare(tmp_path, 1)), load=load)
+    for text in ("{", "{{", "{}"):
+        extra.write_text(text)
+        found.refresh()
+        found.refresh()
+    assert found.numbers == [1]
+    assert len(tried) == 3
+
+
+def test_what_is_said_of_a_version_served_by_a_relative_path_stays_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bare(tmp_path, broken=(1, 3)))
+    found = Registry("model", Export(Path()), "all", load=wrecked)
+    found.refresh()
+    assert [status.message for status in found.statuses()] == [
+        "'model/3' holds 1 broken file and 3 others.",
+        "'model/1' holds 1 broken file and 3 others.",
+    ]
+
+
 def test_going_back_is_removing_the_newest_version(
     tmp_path: Path, numbered: dict[int, Path]
 ) -> None:
@@ -228,6 +311,27 @@ def test_a_version_that_is_used_stays_until_it_has_answered(tmp_path: Path, toys
         asking.join(60)
         until(lambda: found.states() == {1: "END", 2: "AVAILABLE"})
         assert answers[0].json == {"predictions": [steps]}
+
+
+def test_a_version_that_is_retired_while_a_request_arrives_answers_it(
+    tmp_path: Path, numbered: dict[int, Path]
+) -> None:
+    base = export(tmp_path / "model", numbered, 1)
+    with running(base) as found:
+        host, _, port = found.url.removeprefix("http://").partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        with contextlib.closing(connection):
+            body = json.dumps({"instances": [0.0]}).encode()
+            connection.putrequest("POST", f"{found.model}/versions/1:predict")
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body[:5])
+            until(lambda: found.figure("kft_open_requests") == 1)
+            new_version(base, 2, numbered[2])
+            until(lambda: found.states() == {1: "UNLOADING", 2: "AVAILABLE"})
+            connection.send(body[5:])
+            response = connection.getresponse()
+            assert (response.status, json.loads(response.read())) == (200, {"predictions": [1.0]})
+        until(lambda: found.states() == {1: "END", 2: "AVAILABLE"})
 
 
 def test_a_registry_lets_go_of_what_it_unloads(tmp_path: Path, numbered: dict[int, Path]) -> None:
@@ -427,6 +531,20 @@ def test_sigterm_lets_open_requests_finish_and_takes_no_more(toys: Path) -> None
         assert started.wait(20) == 143
         assert time.monotonic() - begin > 1, "it did not wait"
         assert started.stderr.read() == ""
+
+
+def test_a_signal_while_the_first_version_fails_to_load_is_what_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbered: dict[int, Path]
+) -> None:
+    def load(self: Registry) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Registry, "refresh", load)
+    damaged(tmp_path, 1, numbered[1])
+    found = registry.find(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        server.serve(found, server.Settings(name="model", port=0, grpc_port=None), print)
+    assert caught.value.code == 143
 
 
 @pytest.mark.slow

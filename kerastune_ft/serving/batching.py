@@ -2,7 +2,9 @@
 
 Requests are joined along the first dimension when signature, types and all other dimensions are the
 same. If a joined batch fails, each of its requests is tried alone: one bad picture spoils nobody's
-answer. What cannot be joined, such as inputs of different lengths, runs by itself.
+answer. What cannot be joined, such as inputs of different lengths, runs by itself; so does what is
+answered as wide as its longest example, such as texts that are written: it would be padded to the
+width of its neighbours.
 
     batcher = Batcher(Limits(examples=32, wait_seconds=0.002), metrics)
     await batcher.start()
@@ -169,7 +171,11 @@ class Batcher:
             tensor.shape is not None and (not tensor.shape or tensor.shape[0] is not None)
             for tensor in signature.inputs.values()
         )
-        if fixed or not waiting.rows or signature in self._undivided:
+        wide = any(
+            tensor.shape is None or None in tensor.shape[1:]
+            for tensor in signature.outputs.values()
+        )
+        if fixed or wide or not waiting.rows or signature in self._undivided:
             return None
         shapes = [(name, array.shape[1:]) for name, array in sorted(waiting.arrays.items())]
         return signature, tuple(shapes)
@@ -193,34 +199,44 @@ class Batcher:
 
     async def _work(self) -> None:
         while True:
-            batch = await self._next()
-            try:
-                await self._answer(batch)
-            except asyncio.CancelledError:
-                _refuse(batch, _going_away())
-                raise
-            except Exception as error:
-                _refuse(batch, refusals.of(error))
+            # Nothing here names the batch: a worker that waits would keep it and its version.
+            await self._worked_off(await self._next())
+
+    async def _worked_off(self, batch: _Batch) -> None:
+        try:
+            await self._answer(batch)
+        except asyncio.CancelledError:
+            _refuse(batch, _going_away())
+            raise
+        except Exception as error:
+            _refuse(batch, refusals.of(error))
 
     async def _next(self) -> _Batch:
         """Takes the oldest batch that is full or has waited for long enough."""
         loop = asyncio.get_running_loop()
         while True:
-            self._batches = [batch for batch in self._batches if batch.requests]
-            now, ripe_at = loop.time(), None
-            for batch in self._batches:
-                ripe = batch.opened + self._limits.wait_seconds
-                if batch.key is None or batch.rows >= self._limits.examples or ripe <= now:
-                    self._batches.remove(batch)
-                    self._metrics.queue.set(self.waiting)
-                    return batch
-                ripe_at = ripe if ripe_at is None else min(ripe, ripe_at)
+            found, ripe_at = self._ripe(loop.time())
+            if found is not None:
+                return found
             self._change.clear()
             try:
                 async with asyncio.timeout_at(ripe_at):
                     await self._change.wait()
             except TimeoutError:
                 continue
+
+    def _ripe(self, now: float) -> tuple[_Batch | None, float | None]:
+        """Takes a batch that need not wait, or says when the first one will be so far."""
+        self._batches = [batch for batch in self._batches if batch.requests]
+        ripe_at = None
+        for batch in self._batches:
+            ripe = batch.opened + self._limits.wait_seconds
+            if batch.key is None or batch.rows >= self._limits.examples or ripe <= now:
+                self._batches.remove(batch)
+                self._metrics.queue.set(self.waiting)
+                return batch, None
+            ripe_at = ripe if ripe_at is None else min(ripe, ripe_at)
+        return None, ripe_at
 
     async def _answer(self, batch: _Batch) -> None:
         """Computes a batch and hands out its parts; on failure, each request by itself."""

@@ -2,7 +2,7 @@
 
 Refused: features of mixed or unknown types, nested lists, features that are in the context as well.
 
-    rows = serialized(content)                       # bytes, one example each
+    rows = serialized(content, admitted.repeat)      # bytes, one example each
     classes(outputs, len(rows))                      # [[("cat", 0.9), ("dog", 0.1)], ...]
 
 Reference:
@@ -11,7 +11,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,12 @@ _KEYS = {"signature_name", "context", "examples"}
 _INT64 = np.iinfo(np.int64)
 
 
-def serialized(content: Mapping[str, Any]) -> list[bytes]:
+def serialized(content: Mapping[str, Any], repeat: Callable[[int], None]) -> list[bytes]:
     """Returns the examples of a classify or regress request, each with the context's features.
 
     Args:
         content: From `tensors.parse`.
+        repeat: Is told of the bytes that the context takes in all examples, before it does.
 
     Raises:
         RefusedError: If an example cannot be one.
@@ -55,9 +56,10 @@ def serialized(content: Mapping[str, Any]) -> list[bytes]:
         if isinstance(row, dict) and not row.keys().isdisjoint(context):
             twice = sorted(row.keys() & context.keys())[0]
             raise invalid(f"{place}: '{twice[:60]}' is in 'context' as well.")
-        # Two protobufs one after the other are their union.
-        made.append(common + _serialized(row, place))
-    return made
+        made.append(_serialized(row, place))
+    repeat(len(common) * len(made))
+    # Two protobufs one after the other are their union.
+    return [common + row for row in made]
 
 
 def check(method: str, found: str, inputs: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ signature's, or with a shape that their content does not fill.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,12 @@ def tensor_proto(array: Array) -> Any:
     return tf.make_tensor_proto(array)
 
 
-def serialized(given: Any) -> list[bytes]:
+def serialized(given: Any, repeat: Callable[[int], None] = lambda count: None) -> list[bytes]:
     """Returns the serialized examples of an `Input`, each with the context's features.
+
+    Args:
+        given: The `Input`.
+        repeat: Is told of the bytes that the context takes in all examples, before it does.
 
     Raises:
         RefusedError: If there are none.
@@ -67,6 +71,7 @@ def serialized(given: Any) -> list[bytes]:
     elif kind == "example_list_with_context":
         listed = given.example_list_with_context
         common = listed.context.SerializeToString()
+        repeat(len(common) * len(listed.examples))
         rows = [common + example.SerializeToString() for example in listed.examples]
     else:
         rows = []

@@ -11,11 +11,12 @@ its last request is answered. One that cannot be loaded says so in its status an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -208,15 +209,18 @@ class Registry:
     def refresh(self) -> None:
         """Looks for versions, loads those that are wanted and lets go of the others.
 
-        A version that failed is tried again when its folder changes. Without any wanted version
-        that answers, the newest of those that do goes on.
+        A version that failed is tried again when its folder changes. In place of the newest one,
+        `latest` serves the newest that can be loaded. Without any wanted version that answers, the
+        newest of those that do goes on.
         """
         present = self.export.versions()
         wanted = self._wanted(present)
         for number in sorted(wanted):
-            stamp = _stamp(present[number])
-            if number not in self._versions and self._failed.get(number) != stamp:
-                self._try(number, present[number], stamp)
+            self._answers(number, present[number])
+        if self.policy == "latest":
+            newest_first = sorted(present, reverse=True)
+            found = (each for each in newest_first if self._answers(each, present[each]))
+            wanted |= set(itertools.islice(found, 1))
         with self._lock:
             kept = wanted & self._versions.keys() or set(sorted(self._versions)[-1:])
             retired = [self._versions.pop(number) for number in self._versions.keys() - kept]
@@ -283,23 +287,33 @@ class Registry:
             raise RefusedError("NOT_FOUND", f"Could not find {what} of model {self.name}")
         return found
 
-    def _wanted(self, present: Collection[int]) -> AbstractSet[int]:
+    def _wanted(self, present: Collection[int]) -> set[int]:
+        """Returns the versions that are served whether or not others can be loaded."""
         if isinstance(self.policy, frozenset):
-            return self.policy & set(present)
+            return set(self.policy) & set(present)
         if self.policy == "all":
             return set(present)
-        return set(sorted(present)[-1:]) | (set(self.labels.values()) & set(present))
+        return set(self.labels.values()) & set(present)
+
+    def _answers(self, number: int, folder: Path) -> bool:
+        """Whether a version is in memory, after it was tried if there is reason to."""
+        if number not in self._versions:
+            stamp = _stamp(folder)
+            if self._failed.get(number) != stamp:
+                self._try(number, folder, stamp)
+        return number in self._versions
 
     def _try(self, number: int, folder: Path, stamp: object) -> None:
         """Loads a version, while the others go on answering."""
         self._note(Status(number, "LOADING"))
         self.loading = True
+        place = folder.resolve()  # in a message, "3" may be anything
         try:
-            model = self._load(folder)
+            model = self._load(place)
         except Exception as error:
             why = _why(error)
             # Clients see this: where the model lies is not their business.
-            said = why.message.replace(str(folder), f"{self.name}/{number}")
+            said = why.message.replace(str(place), f"{self.name}/{number}")
             self._failed[number] = stamp
             self._note(Status(number, "END", why.code, said))
             self._say(f"version {number} cannot be loaded: {why.message}")
@@ -344,10 +358,11 @@ def _number(text: str) -> int | None:
 
 
 def _stamp(folder: Path) -> object:
-    """Returns what changes when a folder's content does."""
+    """Returns what changes when any file of a folder does."""
     marks: list[tuple[str, int, int]] = []
-    for place in (folder, folder / signatures.GRAPH, folder / "variables"):
-        with contextlib.suppress(OSError):
-            found = place.stat()
-            marks.append((place.name, found.st_mtime_ns, found.st_size))
-    return tuple(marks)
+    for inside, _, names in os.walk(folder):
+        for place in (Path(inside), *(Path(inside, name) for name in names)):
+            with contextlib.suppress(OSError):
+                found = place.stat()
+                marks.append((str(place), found.st_mtime_ns, found.st_size))
+    return tuple(sorted(marks))

@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 from kerastune_ft.serving import examples, metrics, page, refusals, tensors
 from kerastune_ft.serving.refusals import RefusedError, invalid
+from kerastune_ft.serving.registry import Version
 from kerastune_ft.serving.service import Admitted, Service, Target
 from kerastune_ft.serving.signatures import Signature
 
@@ -43,6 +44,7 @@ _TOLD = re.compile(
     rf"/v1/models(?:/(?P<name>[^/:]+))?{_WHICH}(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII
 )
 _LARGEST = 2**63 - 1
+_CHUNK = 2**20  # bytes that are unzipped at a time
 _RETRY_SECONDS = "1"
 _HEADERS = {"X-Content-Type-Options": "nosniff"}
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -142,13 +144,14 @@ def _target(match: re.Match[str]) -> Target:
 
 
 async def _answer(service: Service, request: Request, method: str, target: Target) -> Response:
-    with service.admitted() as admitted, service.borrow(target):
+    # Borrowed once: a version that is retired while the body arrives still answers.
+    with service.admitted() as admitted, service.borrow(target) as version:
         deadline = service.deadline()
         body = await _body(request, admitted, deadline)
         work = (
-            _predict(service, target, body, deadline)
+            _predict(service, version, body, deadline)
             if method == "predict"
-            else _infer(service, target, method, body, deadline)
+            else _infer(service, version, method, body, admitted, deadline)
         )
         content = await _while_connected(request, work)
         return Response(content, media_type="application/json", headers=_HEADERS)
@@ -174,7 +177,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _predict(service: Service, target: Target, body: bytes, deadline: float) -> bytes:
+async def _predict(service: Service, version: Version, body: bytes, deadline: float) -> bytes:
     content = await asyncio.to_thread(tensors.parse, body)
     row_format = False
 
@@ -183,21 +186,26 @@ async def _predict(service: Service, target: Target, body: bytes, deadline: floa
         arrays, row_format = tensors.request_arrays(content, signature.inputs)
         return arrays
 
-    found = await service.predict(target, tensors.signature_name(content), read, deadline)
+    found = await service.predict(version, tensors.signature_name(content), read, deadline)
     return await asyncio.to_thread(
         lambda: tensors.text_of(tensors.answer(found.outputs, row_format))
     )
 
 
 async def _infer(
-    service: Service, target: Target, method: str, body: bytes, deadline: float
+    service: Service,
+    version: Version,
+    method: str,
+    body: bytes,
+    admitted: Admitted,
+    deadline: float,
 ) -> bytes:
     def read() -> tuple[str, list[bytes]]:
         content = tensors.parse(body)
-        return tensors.signature_name(content), examples.serialized(content)
+        return tensors.signature_name(content), examples.serialized(content, admitted.repeat)
 
     name, rows = await asyncio.to_thread(read)
-    found = await service.infer(target, method, name, rows, deadline)
+    found = await service.infer(version, method, name, rows, deadline)
     told = examples.classes if method == "classify" else examples.values
     return await asyncio.to_thread(
         lambda: tensors.text_of({"results": told(found.outputs, len(rows))})
@@ -231,17 +239,23 @@ async def _body(request: Request, admitted: Admitted, deadline: float) -> bytes:
 
 
 def _unzipped(body: bytes, admitted: Admitted) -> bytes:
-    limit = admitted.service.bounds.request_bytes
+    """Returns a body's content; what it has more than the body is counted before it is kept."""
     reader = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    try:
-        text = reader.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise invalid("the body is not gzip, as Content-Encoding says.") from error
-    if len(text) > limit:
-        admitted.grow(limit + 1)
-    if not reader.eof:
-        raise invalid("the body ends in the middle of its gzip stream.")
-    return text
+    chunks, size, rest = [], 0, body
+    while not reader.eof:
+        try:
+            chunk = reader.decompress(rest, _CHUNK)
+        except zlib.error as error:
+            raise invalid("the body is not gzip, as Content-Encoding says.") from error
+        rest = reader.unconsumed_tail
+        if not (chunk or rest or reader.eof):
+            raise invalid("the body ends in the middle of its gzip stream.")
+        size += len(chunk)
+        admitted.grow(max(0, size - admitted.size))
+        chunks.append(chunk)
+    if reader.unused_data:
+        raise invalid("the body goes on after the end of its gzip stream.")
+    return b"".join(chunks)
 
 
 def _content(message: Any, which: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ ModelService. Refused as UNIMPLEMENTED: MultiInference, and changing the configu
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import time
@@ -60,7 +61,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ],
             maximum_concurrent_rpcs=bounds.open_requests + _PROBES,
-            interceptors=[_Reading()],
+            interceptors=[_Reading(bounds.seconds)],
         )
         self._health = health.aio.HealthServicer()
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
@@ -103,7 +104,16 @@ class _Unreadable:
 
 
 class _Reading(grpc.aio.ServerInterceptor):
-    """Hands on what cannot be read: gRPC itself would log it, and blame the server."""
+    """Hands on what cannot be read, and gives up what does not arrive.
+
+    gRPC itself would log the one and blame the server; for the other it would wait for ever.
+
+    Args:
+        seconds: From the beginning of a call until its message is there.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """Returns the handler of a call, with a gentler reader."""
@@ -117,9 +127,17 @@ class _Reading(grpc.aio.ServerInterceptor):
             except DecodeError:
                 return _Unreadable()
 
-        return grpc.unary_unary_rpc_method_handler(
-            handler.unary_unary, read, handler.response_serializer
-        )
+        async def answer(arriving: Any, context: _Context) -> _Message:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    request = await anext(aiter(arriving), _Unreadable())
+            except TimeoutError:
+                late = "the request did not arrive in time."
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, late)
+            return await handler.unary_unary(request, context)
+
+        # On the wire one message is a stream of one; only of a stream can we say when we read it.
+        return grpc.stream_unary_rpc_method_handler(answer, read, handler.response_serializer)
 
 
 class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -131,7 +149,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def Predict(self, request: _Message, context: _Context) -> _Message:  # noqa: N802
         """Returns what a signature gives for tensors."""
 
-        async def answer(deadline: float) -> _Message:
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
             limit = self._service.bounds.request_bytes
             spec = request.model_spec
 
@@ -139,7 +157,8 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
                 return messages.request_arrays(request.inputs, signature.inputs, limit)
 
             name = spec.signature_name
-            found = await self._service.predict(_target(spec), name, read, deadline)
+            with self._service.borrow(_target(spec)) as version:
+                found = await self._service.predict(version, name, read, deadline)
             response = predict_pb2.PredictResponse()
             _tell_spec(response.model_spec, spec, found)
             for key in _filtered(request.output_filter, found):
@@ -151,8 +170,8 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def Classify(self, request: _Message, context: _Context) -> _Message:  # noqa: N802
         """Returns label and score of classes for examples."""
 
-        async def answer(deadline: float) -> _Message:
-            rows, found = await self._infer("classify", request, deadline)
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
+            rows, found = await self._infer("classify", request, admitted, deadline)
             response = classification_pb2.ClassificationResponse()
             _tell_spec(response.model_spec, request.model_spec, found)
             for pairs in examples.classes(found.outputs, rows):
@@ -166,8 +185,8 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def Regress(self, request: _Message, context: _Context) -> _Message:  # noqa: N802
         """Returns a number for each example."""
 
-        async def answer(deadline: float) -> _Message:
-            rows, found = await self._infer("regress", request, deadline)
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
+            rows, found = await self._infer("regress", request, admitted, deadline)
             response = regression_pb2.RegressionResponse()
             _tell_spec(response.model_spec, request.model_spec, found)
             for value in examples.values(found.outputs, rows):
@@ -181,7 +200,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> _Message:
         """Returns a version's signatures."""
 
-        async def answer(deadline: float) -> _Message:
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
             if not request.metadata_field:
                 raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
             for field in request.metadata_field:
@@ -195,11 +214,14 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Refuses: several signatures at once are several requests here."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask for one signature at a time.")
 
-    async def _infer(self, method: str, request: _Message, deadline: float) -> tuple[int, Found]:
-        rows = messages.serialized(request.input)
+    async def _infer(
+        self, method: str, request: _Message, admitted: Admitted, deadline: float
+    ) -> tuple[int, Found]:
+        rows = await asyncio.to_thread(messages.serialized, request.input, admitted.repeat)
         spec = request.model_spec
         name = spec.signature_name
-        found = await self._service.infer(_target(spec), method, name, rows, deadline)
+        with self._service.borrow(_target(spec)) as version:
+            found = await self._service.infer(version, method, name, rows, deadline)
         return len(rows), found
 
     async def _measured(
@@ -207,7 +229,7 @@ class Predictions(prediction_service_pb2_grpc.PredictionServiceServicer):
         method: str,
         request: _Message,
         context: _Context,
-        answer: Callable[[float], Awaitable[_Message]],
+        answer: Callable[[Admitted, float], Awaitable[_Message]],
     ) -> _Message:
         return await measured(self._service, method, request, context, answer)
 
@@ -221,7 +243,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
     async def GetModelStatus(self, request: _Message, context: _Context) -> _Message:  # noqa: N802
         """Returns how far versions got."""
 
-        async def answer(deadline: float) -> _Message:
+        async def answer(admitted: Admitted, deadline: float) -> _Message:
             return self._service.status(_target(request.model_spec))
 
         return await measured(self._service, "status", request, context, answer)
@@ -240,7 +262,7 @@ async def measured(
     method: str,
     request: _Message,
     context: _Context,
-    answer: Callable[[float], Awaitable[_Message]],
+    answer: Callable[[Admitted, float], Awaitable[_Message]],
 ) -> _Message:
     """Answers a request within its client's deadline, and counts it.
 
@@ -249,14 +271,14 @@ async def measured(
         method: What is asked.
         request: A protobuf.
         context: gRPC's; is told of a refusal.
-        answer: Takes the deadline in the event loop's time.
+        answer: Takes what counts the request's bytes, and the deadline in the event loop's time.
     """
     begin, code, refused = time.perf_counter(), "CANCELLED", None
     try:
         try:
             with service.admitted() as admitted:
                 _count(admitted, request)
-                response = await answer(service.deadline(_allowed(context)))
+                response = await answer(admitted, service.deadline(_allowed(context)))
             code = "OK"
         except Exception as error:
             refused = refusals.of(error)

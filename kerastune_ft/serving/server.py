@@ -188,6 +188,8 @@ async def _serve(
             port = procedures.bind(settings.host, settings.grpc_port)
             grpc_address = _address(settings.host, port)
         await asyncio.to_thread(registry.refresh)
+        if ending.stop.is_set():
+            return
         if not registry.ready:
             raise ServingError(_why_not(registry, export))
         server = uvicorn.Server(_config(rest.application(service), settings))

@@ -3,13 +3,15 @@
 service = Service(registry, batcher, metrics, Bounds())
 with service.admitted() as request:
     request.grow(len(body))
-    found = await service.predict(Target(number=3), "serving_default", read, deadline)
+    with service.borrow(Target("mobilenet", number=3)) as version:
+        found = await service.predict(version, "serving_default", read, deadline)
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,33 +79,50 @@ class Found:
 
 @dataclass
 class Admitted:
-    """A request that is being worked on.
+    """A request that is being worked on. Several threads may count its bytes.
 
     Args:
         service: Which has let it in.
-        size: Bytes of it that were received.
+        size: Bytes of it that were received, or that it grew to.
+        ended: Whether it is over; a thread may find out later.
     """
 
     service: Service
     size: int = 0
+    ended: bool = False
 
-    def grow(self, count: int) -> None:
+    def grow(self, count: int, what: str = "the request") -> None:
         """Counts bytes that were received.
+
+        Args:
+            count: How many there are now in addition.
+            what: Is too large if they are too many.
 
         Raises:
             RefusedError: If they are too many, for one request or for all.
         """
         bounds = self.service.bounds
-        self.size += count
-        self.service.open_bytes += count
-        if self.size > bounds.request_bytes:
+        with self.service.lock:
+            self.size += count
+            if not self.ended:
+                self.service.open_bytes += count
+            size, together = self.size, self.service.open_bytes
+        if size > bounds.request_bytes:
             raise RefusedError(
                 "RESOURCE_EXHAUSTED",
-                f"the request is too large: at most {bounds.request_bytes} bytes are taken.",
+                f"{what} is too large: at most {bounds.request_bytes} bytes are taken.",
                 status=413,
             )
-        if self.service.open_bytes > bounds.open_bytes:
+        if together > bounds.open_bytes:
             raise RefusedError("RESOURCE_EXHAUSTED", "too many requests at once; try again later.")
+
+    def repeat(self, count: int) -> None:
+        """Counts bytes of a context, which becomes a part of every example.
+
+        Raises:
+            RefusedError: As `grow`.
+        """
+        self.grow(count, "the request, with its 'context' in every example,")
 
 
 class Service:
@@ -126,6 +145,7 @@ class Service:
         self.draining = False
         self.open_requests = 0
         self.open_bytes = 0
+        self.lock = threading.Lock()
 
     @property
     def ready(self) -> bool:
@@ -158,7 +178,9 @@ class Service:
             yield request
         finally:
             self.open_requests -= 1
-            self.open_bytes -= request.size
+            with self.lock:
+                self.open_bytes -= request.size
+                request.ended = True
             self.metrics.open.set(self.open_requests)
 
     @contextlib.contextmanager
@@ -174,7 +196,7 @@ class Service:
 
     async def predict(
         self,
-        target: Target,
+        version: Version,
         name: str,
         read: Callable[[Signature], Arrays],
         deadline: float,
@@ -182,7 +204,7 @@ class Service:
         """Returns what a signature gives.
 
         Args:
-            target: The version.
+            version: From `borrow`, for as long as this takes.
             name: Of the signature; empty for the default one.
             read: Returns the request's inputs, checked; it runs in another thread.
             deadline: In the event loop's time.
@@ -190,15 +212,14 @@ class Service:
         Raises:
             RefusedError: If the request is wrong, the server is busy or the model fails.
         """
-        with self.borrow(target) as version:
-            signature = version.model.signature(name)
-            arrays = await asyncio.to_thread(read, signature)
-            outputs = await self.batcher.submit(signature, arrays, deadline)
-            return Found(version.number, signature, outputs)
+        signature = version.model.signature(name)
+        arrays = await asyncio.to_thread(read, signature)
+        outputs = await self.batcher.submit(signature, arrays, deadline)
+        return Found(version.number, signature, outputs)
 
     async def infer(
         self,
-        target: Target,
+        version: Version,
         method: str,
         name: str,
         rows: list[bytes],
@@ -207,7 +228,7 @@ class Service:
         """Returns what a signature for examples gives.
 
         Args:
-            target: The version.
+            version: From `borrow`, for as long as this takes.
             method: `classify` or `regress`.
             name: Of the signature; empty for the default one.
             rows: Serialized examples.
@@ -216,15 +237,14 @@ class Service:
         Raises:
             RefusedError: As `predict`, or if the signature is of another kind.
         """
-        with self.borrow(target) as version:
-            found = version.model.signatures.get(name or DEFAULT)
-            if found is None:
-                raise invalid(f"No signature was found with the name: {(name or DEFAULT)[:60]}")
-            key = examples.check(method, found.method, found.inputs)
-            arrays = {key: messages.strings(rows)}
-            found.inputs[key].check(arrays[key])
-            outputs = await self.batcher.submit(found, arrays, deadline)
-            return Found(version.number, found, outputs)
+        found = version.model.signatures.get(name or DEFAULT)
+        if found is None:
+            raise invalid(f"No signature was found with the name: {(name or DEFAULT)[:60]}")
+        key = examples.check(method, found.method, found.inputs)
+        arrays = {key: messages.strings(rows)}
+        found.inputs[key].check(arrays[key])
+        outputs = await self.batcher.submit(found, arrays, deadline)
+        return Found(version.number, found, outputs)
 
     def status(self, target: Target) -> Any:
         """Returns how far versions got, as a `GetModelStatusResponse`.

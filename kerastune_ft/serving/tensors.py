@@ -1,7 +1,8 @@
 """JSON to arrays and back, by the rules of TensorFlow Serving's REST API.
 
 Refused: ragged lists, values of another type than the signature's (no text for a number, no 1.5
-for a whole one), numbers that do not fit, inputs that are missing or that the signature lacks.
+for a whole one), numbers that do not fit, inputs that are missing or that the signature lacks, no
+rows at all, and objects with a key twice.
 
     content = parse(body)                                   # {"instances": [...]}
     arrays, row_format = request_arrays(content, signature.inputs)
@@ -16,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -58,7 +60,7 @@ class Tensor:
         return f"{self.kind} {shape}"
 
     def check(self, array: Array) -> None:
-        """Raises `RefusedError` if an array has another shape."""
+        """Raises `RefusedError` if an array has another shape, or no rows where any number fits."""
         if self.shape is None:
             return
         fits = len(self.shape) == array.ndim and all(
@@ -67,6 +69,8 @@ class Tensor:
         )
         if not fits:
             raise invalid(f"input '{self.name}': expected {self}, got shape {_shown(array.shape)}.")
+        if array.ndim and array.shape[0] == 0 and self.shape[0] is None:
+            raise invalid(f"input '{self.name}': expected at least one row, got none.")
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def parse(body: bytes) -> dict[str, Any]:
     if not body.strip():
         raise invalid("JSON Parse error: The document is empty.")
     try:
-        content = json.loads(body)
+        content = json.loads(body, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise invalid("JSON Parse error: the text is not UTF-8.") from error
     except RecursionError as error:
@@ -90,6 +94,15 @@ def parse(body: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise invalid(f"the request is {_kind(content)}; expected a JSON object.")
     return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a JSON object; of a key that is there twice, one value would be lost."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise invalid(f"JSON Parse error: key '{twice[:60]}' is there twice in an object.")
+    return made
 
 
 def signature_name(content: Mapping[str, Any]) -> str:
