@@ -130,6 +130,7 @@ class PrefixCache:
         self._choices: dict[int, Choice] | None = None
         self._forward: tuple[tuple[str, ...], Forward] | None = None
         self._kept: dict[str, NDArray[Any]] = {}
+        self._known_digests: dict[str, NDArray[Any]] = {}
 
     def part(self, number: int) -> Part | None:
         """Returns what a stage trains in place of the model, None if it trains the model."""
@@ -442,7 +443,9 @@ class PrefixCache:
             lengths = content.ids.lengths
             starts = np.concatenate([[0], lengths.cumsum()[:-1]])
         changed = view if split is self.splits.train and self._changed() else None
-        for rows, inputs in feeding.plain(split, self.recipe, view=changed, batch_size=_BATCH):
+        digests = self._digests(split) if isinstance(content, Files | Encoded) else None
+        stream = feeding.plain(split, self.recipe, view=changed, batch_size=_BATCH, digests=digests)
+        for rows, inputs in stream:
             for cut, table, values in zip(cuts, tables, forward(inputs), strict=True):
                 largest = float(np.abs(values).max(initial=0.0))
                 if table.dtype == np.float16 and not largest < _LARGEST:
@@ -476,9 +479,18 @@ class PrefixCache:
         if changed:
             facts += [recipe.data.augmentation.model_dump_json(), recipe.train.seed, view]
         whole = hashlib.sha256(repr(facts).encode())
-        for digest in _digests(split):
-            whole.update(digest)
+        for digest in self._digests(split):
+            whole.update(digest.tobytes())
         return whole.hexdigest()[:40]
+
+    def _digests(self, split: Split) -> NDArray[Any]:
+        """Returns of each example a digest of what a network gets of it; computed once."""
+        if split.digests is not None:
+            return split.digests
+        if split.name not in self._known_digests:
+            found = np.asarray(list(_digests(split)), np.dtype((np.void, 32)))
+            self._known_digests[split.name] = found
+        return self._known_digests[split.name]
 
 
 class _TooLargeError(Exception):
@@ -492,17 +504,14 @@ def _digests(split: Split) -> Iterator[bytes]:
         columns: list[Ragged] = [content.ids]
         if content.segments is not None:
             columns.append(content.segments)
-        yield repr((content.pad_id, content.batching.buckets)).encode()
+        facts = repr((content.pad_id, content.batching.buckets)).encode()
         for row in range(len(content)):
-            for column in columns:
-                yield np.int64(column.lengths[row]).tobytes() + column[row].tobytes()
+            texts = (np.int64(c.lengths[row]).tobytes() + c[row].tobytes() for c in columns)
+            yield hashlib.sha256(facts + b"".join(texts)).digest()
     elif isinstance(content, Arrays):
-        yield repr((content.values.dtype, content.values.shape[1:])).encode()
+        facts = repr((content.values.dtype, content.values.shape[1:])).encode()
         for value in content.values:
-            yield hashlib.sha256(value.tobytes()).digest()
-    elif split.digests is not None:
-        for digest in split.digests:
-            yield digest.tobytes()
+            yield hashlib.sha256(facts + value.tobytes()).digest()
     elif isinstance(content, Encoded):
         for data in content.data:
             yield hashlib.sha256(data).digest()

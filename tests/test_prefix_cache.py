@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import io
 import json
@@ -21,7 +22,8 @@ from kerastune_ft import data, models, prefix_cache, stages, stores, training, w
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
 from kerastune_ft.data.activations import Activations
-from kerastune_ft.errors import TrainingError
+from kerastune_ft.data.tables import Files
+from kerastune_ft.errors import DataError, TrainingError
 from kerastune_ft.runs import Run
 from kerastune_ft.stores import Store
 
@@ -173,6 +175,49 @@ def test_a_split_s_activations_are_those_of_the_model(
     found = part.model({"activations": part.train.batch(rows, rows, 0)}, training=False)
     np.testing.assert_allclose(found, model(pictures[rows], training=False), atol=5e-3)
     assert part.train.views[0].dtype == np.float16
+
+
+def cache_of(
+    chosen: recipes.Recipe, folder: Path, splits: data.Splits | None = None, **options: Any
+) -> prefix_cache.PrefixCache:
+    """Returns the cache of a run that has just begun, its model in the first stage."""
+    splits = splits or data.load(chosen.data)
+    model = options.pop("model", None) or workflow.build(chosen, splits)
+    plans = training.plan(model, chosen.train, steps=3)
+    plans[0].enter(model)
+    console = options.pop("console", None) or Console(quiet=True)
+    folder.mkdir(exist_ok=True)
+    run = options.pop("run", None) or Run.create(folder, "run")
+    return prefix_cache.PrefixCache(model, chosen, splits, plans, run, console, 1)
+
+
+def filled(cache: prefix_cache.PrefixCache) -> prefix_cache.Part:
+    part = cache.part(0)
+    assert part is not None
+    part.fill()
+    return part
+
+
+@pytest.mark.parametrize("change", ["other", "broken"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_picture_that_changes_after_it_was_inspected_ends_the_run_and_keeps_nothing(
+    weights_file: Path, tmp_path: Path, change: str, known: bool
+) -> None:
+    photos = write_photos(tmp_path / "photos")
+    chosen = recipe_of(photos, weights_file, stages=[HEAD])
+    splits = data.load(chosen.data)
+    if not known:
+        splits = dataclasses.replace(splits, train=dataclasses.replace(splits.train, digests=None))
+    cache = cache_of(chosen, tmp_path / "runs", splits)
+    content = splits.train.content
+    assert isinstance(content, Files)
+    cache._digests(splits.train)
+    whole = Path(content.paths[0]).read_bytes()
+    other = Path(content.paths[-1]).read_bytes() if change == "other" else whole[:150]
+    Path(content.paths[0]).write_bytes(other)
+    with pytest.raises(DataError, match=f"{content.paths[0]}' changed after being inspected"):
+        filled(cache)
+    assert not Store(weights.kept("activations"), 1e9).entries()
 
 
 def test_a_key_names_everything_that_decides(

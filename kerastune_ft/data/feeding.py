@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from kerastune_ft.data import activations, augmentation, images, texts
 from kerastune_ft.data.activations import ACTIVATIONS, Activations
 from kerastune_ft.data.sampling import Sampling
-from kerastune_ft.data.tables import Pictures
+from kerastune_ft.data.tables import Encoded, Files, Pictures, first_few
 from kerastune_ft.data.text_augmentation import Changes
 from kerastune_ft.data.texts import Tokens
+from kerastune_ft.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -258,7 +259,12 @@ def _options() -> tf.data.Options:
 
 
 def plain(
-    split: Split, recipe: Recipe, *, view: int | None, batch_size: int
+    split: Split,
+    recipe: Recipe,
+    *,
+    view: int | None,
+    batch_size: int,
+    digests: NDArray[Any] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """Yields every example once, in the order that is cheapest.
 
@@ -267,9 +273,13 @@ def plain(
         recipe: Says sizes, augmentation and seed.
         view: The epoch whose changes pictures get; None for none.
         batch_size: Examples at a time.
+        digests: Of the bytes of each picture that is read, `(n,)`; None asks nothing of them.
 
     Yields:
         Rows `(batch,)`, and what the model takes of them.
+
+    Raises:
+        DataError: If a picture is not the one of its digest.
     """
     content = split.content
     if isinstance(content, Tokens):
@@ -278,6 +288,8 @@ def plain(
             yield rows, content.padded(rows)
         return
     choice = recipe.backbone
+    changed: list[str] = []
+    watched = digests is not None and isinstance(content, Files | Encoded)
     stream = images.dataset(
         _pictures(split),
         np.zeros((len(split), 1), np.float32),
@@ -289,11 +301,29 @@ def plain(
         seed=recipe.train.seed,
         epochs=range(view or 0, (view or 0) + 1),
         augment=None if view is None else _augmentation(recipe),
+        watch=images.watcher(content, digests, changed) if watched else None,
     )
-    start = 0
-    for pictures, _ in stream:
+    start, batches = 0, iter(stream)
+    while True:
+        try:
+            pictures, _ = next(batches, (None, None))
+        except tf.errors.OpError as error:  # what it is now cannot be read
+            if changed:
+                raise _changed(changed) from error
+            raise
+        if changed:
+            raise _changed(changed)
+        if pictures is None:
+            return
         yield np.arange(start, start + len(pictures)), pictures
         start += len(pictures)
+
+
+def _changed(names: Sequence[str]) -> DataError:
+    return DataError(
+        f"{first_few(names, 3)} changed after being inspected; let nothing write there, "
+        "and start the run again."
+    )
 
 
 def filled(split: Split, recipe: Recipe, parts: int) -> int:
