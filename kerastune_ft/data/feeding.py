@@ -289,7 +289,9 @@ def plain(
         return
     choice = recipe.backbone
     changed: list[str] = []
-    watched = digests is not None and isinstance(content, Files | Encoded)
+    watch = None
+    if digests is not None and isinstance(content, Files | Encoded):
+        watch = images.watcher(content, digests, changed)
     stream = images.dataset(
         _pictures(split),
         np.zeros((len(split), 1), np.float32),
@@ -301,7 +303,7 @@ def plain(
         seed=recipe.train.seed,
         epochs=range(view or 0, (view or 0) + 1),
         augment=None if view is None else _augmentation(recipe),
-        watch=images.watcher(content, digests, changed) if watched else None,
+        watch=watch,
     )
     start, batches = 0, iter(stream)
     while True:
