@@ -47,10 +47,22 @@ def _moves(layer: keras.layers.Layer) -> bool:
     for part in layer._flatten_layers():
         if isinstance(part, keras.layers.BatchNormalization) and models.statistics_move(part):
             return True
-        draws = getattr(part, "seed_generator", None) is not None
-        if draws and getattr(part, "rate", None) != 0:
+        if _draws(part):
             return True
     return False
+
+
+def _draws(layer: keras.layers.Layer) -> bool:
+    """Whether a layer draws numbers when it is called in training, whatever it keeps them under.
+
+    KerasHub's layers that skip paths hold a `SeedGenerator` under several names, or none at all.
+    """
+    rates = [getattr(layer, name) for name in ("rate", "drop_prob") if hasattr(layer, name)]
+    if rates and all(rate == 0 for rate in rates):
+        return False
+    held = [*getattr(layer, "_seed_generators", ()), *vars(layer).values()]
+    draws = any(isinstance(value, keras.random.SeedGenerator) for value in held)
+    return draws or any(isinstance(rate, float) for rate in rates)
 
 
 class Cut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import keras
@@ -118,6 +119,25 @@ def test_dropout_that_acts_in_a_frozen_block_is_no_part_of_the_prefix() -> None:
     if layer.seed_generator is None:
         layer.seed_generator = keras.random.SeedGenerator(0)
     assert prefixes.still(model) == place
+
+
+@pytest.mark.parametrize("kind", ["mit", "mobilenetv5", "swin_transformer"])
+def test_layers_that_skip_paths_move_whatever_their_rate_is_called(kind: str) -> None:
+    made = importlib.import_module(f"keras_hub.src.models.{kind}.{kind}_layers").DropPath
+    assert prefixes._moves(made(0.5))
+    assert not prefixes._moves(made(0.0))
+
+
+def test_layers_that_draw_under_another_name_move() -> None:
+    class Noise(keras.layers.Layer):
+        def __init__(self, many: bool) -> None:
+            super().__init__()
+            made = keras.random.SeedGenerator(0)
+            self.source = [made] if many else made
+
+    assert prefixes._moves(Noise(False)) and prefixes._moves(Noise(True))
+    assert not prefixes._moves(keras.layers.Dropout(0.0))
+    assert not prefixes._moves(keras.layers.Dense(3))
 
 
 def test_the_digest_is_of_layers_and_weights_alone(pictures: keras.Model) -> None:
