@@ -21,6 +21,7 @@ from rich.console import Console
 from kerastune_ft import data, models, prefix_cache, stages, stores, training, workflow
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
+from kerastune_ft.data import activations
 from kerastune_ft.data.activations import Activations
 from kerastune_ft.data.tables import Files
 from kerastune_ft.errors import DataError, TrainingError
@@ -389,6 +390,24 @@ def test_examples_that_are_drawn_again_get_the_next_view() -> None:
     keys = rows + 4 * np.array([0, 0, 1, 2])
     assert held.batch(rows, keys, epoch=0).ravel().tolist() == [0, 0, 1, 2]
     assert held.batch(rows, keys, epoch=2).ravel().tolist() == [2, 2, 0, 1]
+
+
+def test_views_of_which_one_needs_single_precision_are_given_in_it() -> None:
+    held = Activations((np.full((4, 2), 1, np.float16), np.full((4, 2), 1e5, np.float32)))
+    stream = activations.dataset(
+        held,
+        np.zeros((4, 1), np.float32),
+        batch_size=4,
+        seed=0,
+        epochs=range(2),
+        class_weights=None,
+        first_step=0,
+        sampling=None,
+    )
+    found = [inputs["activations"].numpy() for inputs, _ in stream]
+    assert [batch.max() for batch in found] == [1, 1e5]
+    rows = np.array([0, 1])
+    assert held.batch(rows, rows + 4 * np.array([0, 1]), 0)[:, 0].tolist() == [1, 1e5]
 
 
 def test_the_plan_knows_what_is_still(photos: Path, weights_file: Path) -> None:
