@@ -131,6 +131,34 @@ class Cut:
         outputs = _part(self.model, top, self.model.output, others)(features)
         return keras.Model({ACTIVATIONS: held, **others}, outputs, name=self.model.name)
 
+    def multiplications(self, tokens: float = 1.0) -> float:
+        """Returns about how many multiplications one example costs up to here.
+
+        Every number of a kernel is one for every place of the output of its layer.
+
+        Args:
+            tokens: Of the example, if it is a text.
+        """
+        total = 0.0
+        for operation in _operations(lower([self])):
+            if not isinstance(operation, keras.layers.Layer):
+                continue
+            looked_up = {
+                id(weight)
+                for part in operation._flatten_layers()
+                if isinstance(part, keras.layers.Embedding)
+                for weight in part.weights
+            }
+            numbers = sum(
+                int(np.prod(weight.shape))
+                for weight in operation.weights
+                if len(weight.shape) > 1 and id(weight) not in looked_up
+            )
+            if numbers:
+                shape = operation._inbound_nodes[0].output_tensors[0].shape
+                total += numbers * float(np.prod([side or tokens for side in shape[1:-1]]))
+        return total
+
     def digest(self) -> str:
         """Returns a sha256 of all that decides what the prefix computes: layers and weights."""
         whole = hashlib.sha256()
@@ -268,16 +296,22 @@ def _inputs_of(outputs: Sequence[Any], stop: Any) -> set[str]:
     return found
 
 
-def _described(model: keras.Model) -> Iterator[str]:
-    """Yields what the operations of a graph are, whatever they are called."""
+def _operations(model: keras.Model) -> Iterator[Any]:
+    """Yields the operations of a graph, those of the graphs inside it in their place."""
     for operation in model.operations:
         if isinstance(operation, keras.Model):
-            yield from _described(operation)
+            yield from _operations(operation)
         else:
-            try:
-                settings = operation.get_config()
-            except NotImplementedError:  # an operation that says nothing but its kind
-                settings = {}
-            kept = {key: value for key, value in settings.items() if key not in _NAMES}
-            # A reloaded network has lists where a built one has tuples.
-            yield f"{type(operation).__name__} {json.dumps(kept, default=repr, sort_keys=True)}\n"
+            yield operation
+
+
+def _described(model: keras.Model) -> Iterator[str]:
+    """Yields what the operations of a graph are, whatever they are called."""
+    for operation in _operations(model):
+        try:
+            settings = operation.get_config()
+        except NotImplementedError:  # an operation that says nothing but its kind
+            settings = {}
+        kept = {key: value for key, value in settings.items() if key not in _NAMES}
+        # A reloaded network has lists where a built one has tuples.
+        yield f"{type(operation).__name__} {json.dumps(kept, default=repr, sort_keys=True)}\n"

@@ -6,8 +6,10 @@ steps(splits.train, recipe)                       # batches per epoch
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +19,9 @@ from numpy.typing import NDArray
 from kerastune_ft.data import activations, augmentation, images, texts
 from kerastune_ft.data.activations import ACTIVATIONS, Activations
 from kerastune_ft.data.sampling import Sampling
-from kerastune_ft.data.tables import Encoded, Files, Pictures, first_few
+from kerastune_ft.data.tables import Arrays, Encoded, Files, Pictures, first_few
 from kerastune_ft.data.text_augmentation import Changes
-from kerastune_ft.data.texts import Tokens
+from kerastune_ft.data.texts import Ragged, Tokens
 from kerastune_ft.errors import DataError
 
 if TYPE_CHECKING:
@@ -326,6 +328,41 @@ def _changed(names: Sequence[str]) -> DataError:
         f"{first_few(names, 3)} changed after being inspected; let nothing write there, "
         "and start the run again."
     )
+
+
+def digests(split: Split) -> NDArray[Any]:
+    """Returns of each example a digest of what a network gets of it, `(n,)`.
+
+    Where inspection has digests of the files, those.
+    """
+    if split.digests is not None:
+        return split.digests
+    return np.asarray(list(_digests(split)), np.dtype((np.void, 32)))
+
+
+def _digests(split: Split) -> Iterator[bytes]:
+    """Yields of each example a digest of what a network gets of it."""
+    content = split.content
+    if isinstance(content, Tokens):
+        columns: list[Ragged] = [content.ids]
+        if content.segments is not None:
+            columns.append(content.segments)
+        facts = repr((content.pad_id, content.batching.buckets)).encode()
+        for row in range(len(content)):
+            texts = (np.int64(c.lengths[row]).tobytes() + c[row].tobytes() for c in columns)
+            yield hashlib.sha256(facts + b"".join(texts)).digest()
+    elif isinstance(content, Arrays):
+        facts = repr((content.values.dtype, content.values.shape[1:])).encode()
+        for value in content.values:
+            yield hashlib.sha256(facts + value.tobytes()).digest()
+    elif isinstance(content, Encoded):
+        for data in content.data:
+            yield hashlib.sha256(data).digest()
+    else:
+        assert isinstance(content, Files), type(content)
+        for path in content.paths:
+            with Path(path).open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").digest()
 
 
 def filled(split: Split, recipe: Recipe, parts: int) -> int:
