@@ -200,7 +200,7 @@ def filled(cache: prefix_cache.PrefixCache) -> prefix_cache.Part:
     return part
 
 
-@pytest.mark.parametrize("change", ["other", "broken"])
+@pytest.mark.parametrize("change", ["other", "broken", "gone"])
 @pytest.mark.parametrize("known", [True, False])
 def test_a_picture_that_changes_after_it_was_inspected_ends_the_run_and_keeps_nothing(
     weights_file: Path, tmp_path: Path, change: str, known: bool
@@ -217,6 +217,8 @@ def test_a_picture_that_changes_after_it_was_inspected_ends_the_run_and_keeps_no
     whole = Path(content.paths[0]).read_bytes()
     other = Path(content.paths[-1]).read_bytes() if change == "other" else whole[:150]
     Path(content.paths[0]).write_bytes(other)
+    if change == "gone":
+        Path(content.paths[0]).unlink()
     with pytest.raises(DataError, match=f"{content.paths[0]}' changed after being inspected"):
         filled(cache)
     assert not Store(weights.kept("activations"), 1e9).entries()

@@ -312,6 +312,8 @@ def plain(
         try:
             pictures, _ = next(batches, (None, None))
         except tf.errors.OpError as error:  # what it is now cannot be read
+            if watch is not None and isinstance(content, Files):
+                changed += [path for path in content.paths if not Path(path).is_file()]
             if changed:
                 raise _changed(changed) from error
             raise
