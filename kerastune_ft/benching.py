@@ -205,6 +205,9 @@ def _stream(splits: Splits, split: Split, recipe: Recipe) -> Iterator[Any]:
     """Streams training batches over as many epochs as are wanted."""
     weighs = TASKS[recipe.task.name].weighs
     weights = splits.class_weights(recipe.train.class_weight) if weighs == "examples" else None
+    if split is not splits.train:  # some of its pictures, which nothing is drawn from
+        data = recipe.data.model_copy(update={"sampling": "natural"})
+        recipe = recipe.model_copy(update={"data": data})
     return iter(
         feeding.dataset(
             split,
@@ -213,7 +216,7 @@ def _stream(splits: Splits, split: Split, recipe: Recipe) -> Iterator[Any]:
             training=True,
             epochs=range(10_000),
             class_weights=weights,
-            sampling=splits.sampling(recipe.data.sampling) if split is splits.train else None,
+            sampling=splits.sampling(recipe.data.sampling),
         )
     )
 

@@ -7,7 +7,7 @@ one pass they are computed for the later stages, too, whose frozen blocks stay a
 
     cache = PrefixCache(model, recipe, splits, plans, run, console, parts=1)
     part = cache.part(0)             # None: this stage trains on the examples themselves
-    part.fill()
+    part.fill()                      # False: there is no room after all, part(0) is None now
     part.model, part.train, part.validation
 """
 
@@ -17,14 +17,17 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import PIL
+import tensorflow as tf
 from numpy.typing import NDArray
 from rich.markup import escape
 
@@ -32,8 +35,8 @@ from kerastune_ft import models
 from kerastune_ft.backbones import weights
 from kerastune_ft.data import Split, Splits, feeding, inspection
 from kerastune_ft.data.activations import Activations, room_for
-from kerastune_ft.data.tables import Arrays, Encoded, Files
-from kerastune_ft.data.texts import Ragged, Tokens
+from kerastune_ft.data.tables import Encoded, Files
+from kerastune_ft.data.texts import Tokens
 from kerastune_ft.errors import TrainingError
 from kerastune_ft.prefixes import Cut, Forward
 from kerastune_ft.stages import StagePlan
@@ -45,15 +48,17 @@ if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.runs import Run
 
-_VERSION = 1  # raised when what is kept changes
+_VERSION = 2  # raised when what is kept changes
 _BATCH = 32  # fixed: other batches give other last bits, and the same seed must give the same run
-_FEW = 256  # examples below which nothing is measured
-_PLAINLY = 2  # times fewer passes: nothing is measured either, if examples are as small as
+_FEW = 256  # examples below which nothing is estimated
+_PLAINLY = 2  # times fewer passes: nothing is estimated either, if examples are as small as
 _SMALL = 60_000  # bytes, which are read sooner than any network takes a picture or a text
-_MEASURED = 3  # batches
 _LARGEST = 30_000.0  # half of what float16 holds
 _MEMORY = 0.25  # share of the free memory that `auto` takes
 _DISK_RATE = 300e6  # bytes a second, written or read; slower than any disk of today
+_RATES = {"cpu": 3e10}  # multiplications a second: ResNet50 does more, MobileNet less
+_RATE = 2e12  # of other devices
+_PICTURE = 2e-4  # seconds to read and decode one
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,19 @@ class Part:
         self.train: Activations
         self.validation: Activations | None = None
 
-    def fill(self) -> None:
-        """Takes the activations from where they are kept, or computes them."""
+    def fill(self) -> bool:
+        """Takes the activations from where they are kept, or computes them.
+
+        Returns:
+            Whether they are there. If not, there is no room for them, and the stage is trained
+            without: from now on the cache has no part for it.
+        """
         found = self.cache.activations(self.number, self.cut)
+        if found is None:
+            return False
         self.train = found[0]
         self.validation = found[1] if len(found) > 1 else None
+        return True
 
 
 class PrefixCache:
@@ -108,6 +121,7 @@ class PrefixCache:
         run: Records what was decided, so that a resumed run decides nothing anew.
         console: Says what was decided and why.
         parts: Devices that share a batch.
+        kind: Of the device.
     """
 
     def __init__(
@@ -119,6 +133,7 @@ class PrefixCache:
         run: Run,
         console: Console,
         parts: int,
+        kind: str = "cpu",
     ) -> None:
         self.model = model
         self.recipe = recipe
@@ -126,10 +141,14 @@ class PrefixCache:
         self.plans = plans
         self.run = run
         self.console = console
+        self.kind = kind
         self.refusal = self._refusal(parts)
         self._choices: dict[int, Choice] | None = None
         self._forward: tuple[tuple[str, ...], Forward] | None = None
-        self._kept: dict[str, NDArray[Any]] = {}
+        self._kept: dict[str, tuple[int, NDArray[Any]]] = {}  # with the blocks of the cut
+        self._dtypes: dict[tuple[int, str], np.dtype[Any]] = {}  # of the last view
+        self._known_digests: dict[str, NDArray[Any]] = {}
+        self._known_cuts: dict[int, str] = {}
 
     def part(self, number: int) -> Part | None:
         """Returns what a stage trains in place of the model, None if it trains the model."""
@@ -141,22 +160,53 @@ class PrefixCache:
         choice = self._choices[number]
         return Part(self, number, Cut(self.model, choice.blocks)) if choice.blocks else None
 
-    def activations(self, number: int, cut: Cut) -> list[Activations]:
-        """Returns the activations of the training and the validation split, if that has any."""
+    def activations(self, number: int, cut: Cut) -> list[Activations] | None:
+        """Returns the activations of the training and the validation split, if that has any.
+
+        None if there is no room for them after all; the stage has no part then.
+        """
         assert self._choices is not None
-        choice = self._choices[number]
-        made = []
-        for split in self._splits():
-            views = range(choice.views if split is self.splits.train else 1)
-            arrays = tuple(self._array(number, cut, split, view) for view in views)
-            content = split.content
-            if isinstance(content, Tokens) and cut.by_token:
-                lengths = content.ids.lengths
-                starts = np.concatenate([[0], lengths.cumsum()[:-1]]).astype(np.int64)
-                made.append(Activations(arrays, starts, lengths, cut.reads))
-            else:
-                made.append(Activations(arrays, reads=cut.reads))
+        self._known_cuts.clear()  # former stages have trained some of the weights
+        self._dtypes.clear()
+        made = None
+        while made is None and self._choices[number].blocks:
+            try:
+                made = [self._of_split(number, cut, split) for split in self._splits()]
+            except StoreError as error:
+                self._give_way(number, error)
+        wanted = {self._choices[n].blocks for n in self._unmoved(number) if n > number}
+        self._kept = {key: kept for key, kept in self._kept.items() if kept[0] in wanted}
+        if not any(choice.blocks for n, choice in self._choices.items() if n > number):
+            self._forward = None
         return made
+
+    def _of_split(self, number: int, cut: Cut, split: Split) -> Activations:
+        assert self._choices is not None
+        views = range(self._choices[number].views if split is self.splits.train else 1)
+        arrays = tuple(self._array(number, cut, split, view) for view in views)
+        content = split.content
+        if isinstance(content, Tokens) and cut.by_token:
+            lengths = content.ids.lengths
+            starts = np.concatenate([[0], lengths.cumsum()[:-1]]).astype(np.int64)
+            return Activations(arrays, starts, lengths, cut.reads)
+        return Activations(arrays, reads=cut.reads)
+
+    def _give_way(self, number: int, error: StoreError) -> None:
+        """Keeps in memory what cannot be kept where it was to be, or trains the stage without."""
+        if self.recipe.train.cache != "auto":
+            raise TrainingError(f"{error} train.cache=off trains without it.") from error
+        assert self._choices is not None
+        choice, why = self._choices[number], str(error).rstrip(".")
+        wanted, spare = self._bytes(number, choice), _MEMORY * free_memory()
+        if choice.where == "disk" and wanted <= spare:
+            said, choice = "kept in memory", dataclasses.replace(choice, where="memory", why=why)
+        else:
+            if choice.where == "disk":
+                why += f"; {amount(wanted)} are wanted and the memory to spare is {amount(spare)}"
+            said, choice = f"'{self.plans[number].name}' is trained without", Choice(0, why=why)
+        self.console.print(f"  {escape(f'{said}: {why}')}", highlight=False)
+        self._choices = {**self._choices, number: choice}
+        self._record(self._choices)
 
     # deciding
 
@@ -196,7 +246,7 @@ class PrefixCache:
         room = store.room()
         if where == "auto":
             where = "disk"
-            if not _writable(store) and sum(size.values()) <= _MEMORY * free_memory():
+            if not _writable(store):
                 where, room = "memory", _MEMORY * free_memory()
         elif where == "memory":
             room = min(train.cache_gib * GIB, free_memory())
@@ -241,6 +291,8 @@ class PrefixCache:
 
         A stage without them computes its frozen blocks for all training and validation examples in
         every epoch. With them they are computed once per view, written, and read in every epoch.
+        Nothing is measured and no other run is asked: whether activations are kept decides the
+        last bits of the weights, which are to be the same in every run.
         """
         kept = [n for n in choices if choices[n].blocks]
         if not kept:
@@ -258,45 +310,29 @@ class PrefixCache:
             return none(f"{sum(epochs.values())} epochs are no more than {views} views")
         if n < _FEW:
             return choices, ""
-        if self._all_there(kept, choices):
-            return choices, "another run has computed them"
         if before >= _PLAINLY * once and max(size[k] for k in kept) <= _SMALL * once:
             return choices, f"{once:,} examples pass through them in place of {before:,}"
-        self._choices = choices
-        seconds, deepest = self._seconds(kept[0]), max(choices[k].blocks for k in kept)
+        seconds = {k: self._seconds(choices[k].blocks) for k in kept}
         gain = {}
         for k in kept:
-            share = choices[k].blocks / deepest
             reading = (size[k] + epochs[k] * size[k] / views) / _DISK_RATE
-            gain[k] = epochs[k] * (n + held) * seconds * share - reading
+            gain[k] = epochs[k] * (n + held) * seconds[k] - reading
             if gain[k] <= 0:
                 choices = {**choices, k: Choice(0, why="reading would take longer than computing")}
-        spent, saved = once * seconds, sum(value for value in gain.values() if value > 0)
-        if saved <= spent:
-            return none(f"{_time(spent)} would be spent to save {_time(saved)}")
-        return choices, f"{_time(spent)} spent, about {_time(saved)} saved"
+        left = [k for k in kept if choices[k].blocks]
+        spent = once * max((seconds[k] for k in left), default=0.0)
+        saved = sum(gain[k] for k in left)
+        if left and saved <= spent:
+            return none(f"about {_time(spent)} would be spent to save {_time(saved)}")
+        return choices, f"about {_time(spent)} spent to save {_time(saved)}"
 
-    def _all_there(self, kept: Sequence[int], choices: Mapping[int, Choice]) -> bool:
-        store = self._store()
-        return all(
-            choices[number].where == "disk"
-            and store.has(self._key(Cut(self.model, choices[number].blocks), split, view))
-            for number in kept
-            for split in self._splits()
-            for view in range(choices[number].views if split is self.splits.train else 1)
-        )
-
-    def _seconds(self, number: int) -> float:
-        """Returns what an example costs up to a stage's cut, reading included, in seconds."""
-        forward = self._forward_to(self._cuts(number, self.splits.train, 0))
-        stream = feeding.plain(self.splits.train, self.recipe, view=None, batch_size=_BATCH)
-        _, inputs = next(stream)
-        forward(inputs)
-        begin, count = time.perf_counter(), 0
-        for (rows, inputs), _ in zip(stream, range(_MEASURED), strict=False):
-            forward(inputs)
-            count += len(rows)
-        return (time.perf_counter() - begin) / max(count, 1)
+    def _seconds(self, blocks: int) -> float:
+        """Returns about what an example costs up to a cut, in seconds, by counting."""
+        content = self.splits.train.content
+        tokens = float(content.ids.lengths.mean()) if isinstance(content, Tokens) else 1.0
+        computing = Cut(self.model, blocks).multiplications(tokens)
+        reading = _PICTURE if isinstance(content, Files | Encoded) else 0.0
+        return computing / _RATES.get(self.kind, _RATE) + reading
 
     def _bytes(self, number: int, choice: Choice) -> int:
         cut = Cut(self.model, choice.blocks)
@@ -343,47 +379,40 @@ class PrefixCache:
         return Store(weights.kept("activations"), self.recipe.train.cache_gib * GIB)
 
     def _array(self, number: int, cut: Cut, split: Split, view: int) -> NDArray[Any]:
-        assert self._choices is not None
         key = self._key(cut, split, view)
-        if self._choices[number].where == "memory":
-            if key not in self._kept:
-                self._compute(number, split, view)
-            return self._kept[key]
-        store = self._store()
-        values = store.get(key)
+        values = self._kept[key][1] if key in self._kept else self._store().get(key)
         if values is None:
-            try:
-                self._compute(number, split, view)
-                values = store.get(key)
-            except StoreError as error:
-                if self.recipe.train.cache != "auto":
-                    raise TrainingError(f"{error} train.cache=off trains without it.") from error
-                self.console.print(f"  kept in memory: {escape(str(error))}", highlight=False)
-                self._choices = {
-                    n: dataclasses.replace(choice, where="memory")
-                    for n, choice in self._choices.items()
-                }
-                return self._array(number, cut, split, view)
-        assert values is not None, key
+            self._compute(number, split, view)
+            values = self._kept[key][1]
+        self._dtypes[cut.blocks, split.name] = values.dtype
         return values
+
+    def _unmoved(self, number: int) -> Iterator[int]:
+        """Yields a stage, if it has activations, and those later ones whose blocks stay till then.
+
+        What is frozen in them is as it is now.
+        """
+        assert self._choices is not None
+        lowest = self.plans[number].still_blocks
+        for later in range(number, len(self.plans)):
+            lowest = min(lowest, self.plans[later].still_blocks)
+            if 0 < self._choices[later].blocks <= lowest:
+                yield later
 
     def _cuts(self, number: int, split: Split, view: int) -> list[Cut]:
         """Returns where a stage is cut, and later ones whose frozen blocks are those of now."""
         assert self._choices is not None
         cuts: dict[int, Cut] = {}
-        lowest = self._choices[number].blocks
-        for later in range(number, len(self.plans)):
+        for later in self._unmoved(number):
             choice = self._choices[later]
-            lowest = min(lowest, self.plans[later].still_blocks)
             views = choice.views if split is self.splits.train else 1
-            together = choice.where == self._choices[number].where
-            if 0 < choice.blocks <= lowest and together and view < views:
+            if choice.where == self._choices[number].where and view < views:
                 cuts.setdefault(choice.blocks, Cut(self.model, choice.blocks))
         return list(cuts.values())
 
     def _forward_to(self, cuts: Sequence[Cut]) -> Forward:
         """Builds what computes them, or takes the last one if it does the same."""
-        digests = tuple(cut.digest() for cut in cuts)
+        digests = tuple(map(self._digest_of, cuts))
         if self._forward is None or self._forward[0] != digests:
             self._forward = digests, Forward(cuts)
         return self._forward[1]
@@ -394,14 +423,18 @@ class PrefixCache:
         forward = self._forward_to(cuts)
         shown = split.name if view == 0 else f"{split.name}, view {view + 1}"
         begin = time.perf_counter()
-        dtype: Any = np.float16
+        half = np.dtype(np.float16)
+        dtypes = [self._dtypes.get((cut.blocks, split.name), half) for cut in cuts]
         while True:
             try:
-                with self._tables(number, cuts, split, view, dtype) as tables:
+                with self._tables(number, cuts, split, view, dtypes) as tables:
                     self._run(forward, cuts, split, view, tables)
                 break
-            except _TooLargeError:  # for half precision
-                dtype = np.float32
+            except _TooLargeError as error:  # for half precision
+                for place in error.places:
+                    dtypes[place] = np.dtype(np.float32)
+        for cut, dtype in zip(cuts, dtypes, strict=True):
+            self._dtypes[cut.blocks, split.name] = dtype
         self.console.print(
             f"  computed {len(split):,} {shown} in {_time(time.perf_counter() - begin)}",
             highlight=False,
@@ -409,23 +442,38 @@ class PrefixCache:
 
     @contextlib.contextmanager
     def _tables(
-        self, number: int, cuts: Sequence[Cut], split: Split, view: int, dtype: Any
+        self,
+        number: int,
+        cuts: Sequence[Cut],
+        split: Split,
+        view: int,
+        dtypes: Sequence[np.dtype[Any]],
     ) -> Iterator[list[NDArray[Any]]]:
         """Yields an array to be filled for every cut."""
         assert self._choices is not None
         keys = [self._key(cut, split, view) for cut in cuts]
+        facts = [self._facts(cut, split, view) for cut in cuts]
         shapes = [room_for(split.content, cut.shape) for cut in cuts]
-        if self._choices[number].where == "memory":
-            tables = [np.zeros(shape, dtype) for shape in shapes]
-            yield tables
-            self._kept |= dict(zip(keys, tables, strict=True))
-            return
-        store = self._store()
+        arrays = list(zip(shapes, dtypes, strict=True))
         with contextlib.ExitStack() as stack:
-            yield [
-                stack.enter_context(store.writing(key, shape, dtype, self._facts(cut, split, view)))
-                for key, shape, cut in zip(keys, shapes, cuts, strict=True)
-            ]
+            if self._choices[number].where == "memory":
+                wanted = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays)
+                spare = _MEMORY * free_memory()
+                if self.recipe.train.cache == "auto" and wanted > spare:
+                    said = f"{amount(wanted)} are wanted and the memory to spare is {amount(spare)}"
+                    raise StoreError(said)
+                tables = [np.zeros(shape, dtype) for shape, dtype in arrays]
+            else:
+                store = self._store()
+                tables = [
+                    stack.enter_context(store.writing(key, *array, said))
+                    for key, array, said in zip(keys, arrays, facts, strict=True)
+                ]
+            yield tables
+        for key, cut, table in zip(keys, cuts, tables, strict=True):
+            table.flags.writeable = False
+            # An entry of the store stays mapped, even if another process removes it.
+            self._kept[key] = cut.blocks, table
 
     def _run(
         self,
@@ -442,11 +490,19 @@ class PrefixCache:
             lengths = content.ids.lengths
             starts = np.concatenate([[0], lengths.cumsum()[:-1]])
         changed = view if split is self.splits.train and self._changed() else None
-        for rows, inputs in feeding.plain(split, self.recipe, view=changed, batch_size=_BATCH):
-            for cut, table, values in zip(cuts, tables, forward(inputs), strict=True):
-                largest = float(np.abs(values).max(initial=0.0))
-                if table.dtype == np.float16 and not largest < _LARGEST:
-                    raise _TooLargeError
+        digests = self._digests(split) if isinstance(content, Files | Encoded) else None
+        stream = feeding.plain(split, self.recipe, view=changed, batch_size=_BATCH, digests=digests)
+        for rows, inputs in stream:
+            found = forward(inputs)
+            large = [
+                place
+                for place, (table, values) in enumerate(zip(tables, found, strict=True))
+                if table.dtype == np.float16
+                and not float(np.abs(values).max(initial=0.0)) < _LARGEST
+            ]
+            if large:
+                raise _TooLargeError(large)
+            for cut, table, values in zip(cuts, tables, found, strict=True):
                 if not cut.by_token:
                     table[rows] = values
                     continue
@@ -469,48 +525,47 @@ class PrefixCache:
         recipe = self.recipe
         changed = split is self.splits.train and self._changed()
         facts: list[Any] = [_VERSION, keras.__version__, keras.backend.backend(), _BATCH]
-        facts += [keras.config.dtype_policy().name, recipe.train.precision, cut.name, cut.digest()]
+        facts += [keras.config.dtype_policy().name, recipe.train.precision, cut.name]
+        facts += [self._digest_of(cut), self.kind, *_versions()]
         if not isinstance(split.content, Tokens):
             facts += [recipe.backbone.side, recipe.backbone.channels, recipe.data.resize]
             facts.append(inspection.PIXELS)
         if changed:
             facts += [recipe.data.augmentation.model_dump_json(), recipe.train.seed, view]
         whole = hashlib.sha256(repr(facts).encode())
-        for digest in _digests(split):
-            whole.update(digest)
+        for digest in self._digests(split):
+            whole.update(digest.tobytes())
         return whole.hexdigest()[:40]
+
+    def _digest_of(self, cut: Cut) -> str:
+        """Returns the digest of a cut, computed once in a stage, which leaves it as it is."""
+        if cut.blocks not in self._known_cuts:
+            self._known_cuts[cut.blocks] = cut.digest()
+        return self._known_cuts[cut.blocks]
+
+    def _digests(self, split: Split) -> NDArray[Any]:
+        if split.name not in self._known_digests:
+            self._known_digests[split.name] = feeding.digests(split)
+        return self._known_digests[split.name]
 
 
 class _TooLargeError(Exception):
-    """A number that float16 does not hold."""
+    """Numbers that float16 does not hold."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__(places)
+        self.places = places
 
 
-def _digests(split: Split) -> Iterator[bytes]:
-    """Yields of each example a digest of what a network gets of it."""
-    content = split.content
-    if isinstance(content, Tokens):
-        columns: list[Ragged] = [content.ids]
-        if content.segments is not None:
-            columns.append(content.segments)
-        yield repr((content.pad_id, content.batching.buckets)).encode()
-        for row in range(len(content)):
-            for column in columns:
-                yield np.int64(column.lengths[row]).tobytes() + column[row].tobytes()
-    elif isinstance(content, Arrays):
-        yield repr((content.values.dtype, content.values.shape[1:])).encode()
-        for value in content.values:
-            yield hashlib.sha256(value.tobytes()).digest()
-    elif split.digests is not None:
-        for digest in split.digests:
-            yield digest.tobytes()
-    elif isinstance(content, Encoded):
-        for data in content.data:
-            yield hashlib.sha256(data).digest()
-    else:
-        assert isinstance(content, Files), type(content)
-        for path in content.paths:
-            with Path(path).open("rb") as file:
-                yield hashlib.file_digest(file, "sha256").digest()
+def _versions() -> Iterator[str]:
+    """Yields the versions of what reads pictures and of what computes."""
+    yield tf.__version__
+    yield PIL.__version__
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        yield metadata.version(backend)
+    if "keras_hub" in sys.modules:
+        yield sys.modules["keras_hub"].__version__
 
 
 def _writable(store: Store) -> bool:

@@ -47,10 +47,22 @@ def _moves(layer: keras.layers.Layer) -> bool:
     for part in layer._flatten_layers():
         if isinstance(part, keras.layers.BatchNormalization) and models.statistics_move(part):
             return True
-        draws = getattr(part, "seed_generator", None) is not None
-        if draws and getattr(part, "rate", None) != 0:
+        if _draws(part):
             return True
     return False
+
+
+def _draws(layer: keras.layers.Layer) -> bool:
+    """Whether a layer draws numbers when it is called in training, whatever it keeps them under.
+
+    KerasHub's layers that skip paths hold a `SeedGenerator` under several names, or none at all.
+    """
+    rates = [getattr(layer, name) for name in ("rate", "drop_prob") if hasattr(layer, name)]
+    if rates and all(rate == 0 for rate in rates):
+        return False
+    held = [*getattr(layer, "_seed_generators", ()), *vars(layer).values()]
+    draws = any(isinstance(value, keras.random.SeedGenerator) for value in held)
+    return draws or any(isinstance(rate, float) for rate in rates)
 
 
 class Cut:
@@ -118,6 +130,34 @@ class Cut:
             top = self._call.output_tensors[0]
         outputs = _part(self.model, top, self.model.output, others)(features)
         return keras.Model({ACTIVATIONS: held, **others}, outputs, name=self.model.name)
+
+    def multiplications(self, tokens: float = 1.0) -> float:
+        """Returns about how many multiplications one example costs up to here.
+
+        Every number of a kernel is one for every place of the output of its layer.
+
+        Args:
+            tokens: Of the example, if it is a text.
+        """
+        total = 0.0
+        for operation in _operations(lower([self])):
+            if not isinstance(operation, keras.layers.Layer):
+                continue
+            looked_up = {
+                id(weight)
+                for part in operation._flatten_layers()
+                if isinstance(part, keras.layers.Embedding)
+                for weight in part.weights
+            }
+            numbers = sum(
+                int(np.prod(weight.shape))
+                for weight in operation.weights
+                if len(weight.shape) > 1 and id(weight) not in looked_up
+            )
+            if numbers:
+                shape = operation._inbound_nodes[0].output_tensors[0].shape
+                total += numbers * float(np.prod([side or tokens for side in shape[1:-1]]))
+        return total
 
     def digest(self) -> str:
         """Returns a sha256 of all that decides what the prefix computes: layers and weights."""
@@ -256,16 +296,22 @@ def _inputs_of(outputs: Sequence[Any], stop: Any) -> set[str]:
     return found
 
 
-def _described(model: keras.Model) -> Iterator[str]:
-    """Yields what the operations of a graph are, whatever they are called."""
+def _operations(model: keras.Model) -> Iterator[Any]:
+    """Yields the operations of a graph, those of the graphs inside it in their place."""
     for operation in model.operations:
         if isinstance(operation, keras.Model):
-            yield from _described(operation)
+            yield from _operations(operation)
         else:
-            try:
-                settings = operation.get_config()
-            except NotImplementedError:  # an operation that says nothing but its kind
-                settings = {}
-            kept = {key: value for key, value in settings.items() if key not in _NAMES}
-            # A reloaded network has lists where a built one has tuples.
-            yield f"{type(operation).__name__} {json.dumps(kept, default=repr, sort_keys=True)}\n"
+            yield operation
+
+
+def _described(model: keras.Model) -> Iterator[str]:
+    """Yields what the operations of a graph are, whatever they are called."""
+    for operation in _operations(model):
+        try:
+            settings = operation.get_config()
+        except NotImplementedError:  # an operation that says nothing but its kind
+            settings = {}
+        kept = {key: value for key, value in settings.items() if key not in _NAMES}
+        # A reloaded network has lists where a built one has tuples.
+        yield f"{type(operation).__name__} {json.dumps(kept, default=repr, sort_keys=True)}\n"

@@ -3,6 +3,10 @@
 An entry is found by a key that says everything that decides its values, so it is never stale. Runs
 share entries. What was not used for longest goes first when room is wanted.
 
+An entry is one file: an array as NumPy saves it, and behind it what was said of it and a checksum.
+While it is written it has a hidden name and is locked, so that what a killed process left is told
+from what another one writes.
+
     store = Store(home() / "activations", limit=10 * GIB)
     with store.writing(key, (2000, 1280), np.float16, {"what": "mobilenet_v2"}) as table:
         table[rows] = ...
@@ -15,12 +19,13 @@ import contextlib
 import json
 import os
 import shutil
+import struct
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +33,19 @@ from numpy.typing import NDArray
 from kerastune_ft import files
 from kerastune_ft.errors import KftError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 GIB = 2**30
 SPARE = GIB
 """Bytes of the disk that are left free, whatever the limit is."""
 
 _CHUNK = 2**24
-_STALE_SECONDS = 86_400.0  # after which a file that nobody finished has no writer any more
+_END = struct.Struct("<q8s")  # the last bytes of an entry: length of what is said of it, and these:
+_MAGIC = b"kft kept"
+_STALE_SECONDS = 86_400.0  # after which, without locks, an unfinished file has no writer any more
 
 
 class StoreError(KftError):
@@ -78,16 +90,16 @@ class Store:
         """
         path = self._path(key)
         try:
-            whole = _facts(path)
-            values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-            if _checksum(path) != whole["crc32"]:
-                raise ValueError("damaged")
+            with path.open("rb") as file:
+                try:
+                    values = _read(file)
+                except (ValueError, EOFError, KeyError):
+                    self._remove(path, os.fstat(file.fileno()))
+                    return None
+        except OSError:  # nothing is wrong with it
+            return None
+        with contextlib.suppress(OSError):  # somebody else's, or read-only
             os.utime(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, EOFError, KeyError):
-            self._remove(path)
-            return None
         return values
 
     def has(self, key: str) -> bool:
@@ -112,23 +124,27 @@ class Store:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         path = self._path(key)
         with contextlib.ExitStack() as stack:
+            held = stack.enter_context(contextlib.ExitStack())  # until the file has its name
             with self._told():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._make_room(size)
-                temporary = stack.enter_context(files.replacing(path))
-                table = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
-                _reserve(temporary)
+                with _locked(self.folder):
+                    self._make_room(size)
+                    temporary = stack.enter_context(files.replacing(path))
+                    held.enter_context(_locked(temporary))
+                    table = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
+                    _reserve(temporary)
             yield table
             with self._told():
                 table.flush()
                 del table
-                record = {**facts, "crc32": _checksum(temporary)}
-                files.write_text(path.with_suffix(".json"), json.dumps(record))
+                _append(temporary, facts)
                 stack.close()
 
     def room(self) -> float:
         """Returns how many bytes could be written, if everything else went."""
-        return max(0.0, min(self.limit, self._free() + sum(e.size for e in self.entries()) - SPARE))
+        limit = self.limit - sum(size for _, size in self._unfinished())
+        free = self._free() + sum(entry.size for entry in self.entries()) - SPARE
+        return max(0.0, min(limit, free))
 
     def entries(self) -> list[Entry]:
         """Returns what is kept, the last used first."""
@@ -141,20 +157,37 @@ class Store:
             except OSError:  # another process has just removed it
                 continue
             try:
-                facts = _facts(path)
+                with path.open("rb") as file:
+                    facts = _facts(file)[0]
             except (OSError, ValueError):
                 facts = {}  # of no use, but it takes room
             found.append(Entry(path.stem, path, stat.st_size, stat.st_mtime, facts))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
     def clear(self) -> int:
-        """Removes everything, what was never finished too; returns the bytes."""
+        """Removes everything that nobody is writing; returns the bytes."""
         entries = self.entries()
         for entry in entries:
             self._remove(entry.path)
-        for path in [*self.folder.glob(".*.npy"), *self.folder.glob("*.json")]:
-            path.unlink(missing_ok=True)
-        return sum(entry.size for entry in entries)
+        return sum(entry.size for entry in entries) + self._sweep()
+
+    def _unfinished(self) -> Iterator[tuple[Path, int]]:
+        """Yields the files that are being written, or were when their process ended."""
+        for path in self.folder.glob(".*.npy"):
+            with contextlib.suppress(OSError):
+                yield path, path.stat().st_size
+
+    def _sweep(self) -> int:
+        """Removes what has no writer any more, and files of former versions; returns the bytes."""
+        gone = 0
+        for path, size in self._unfinished():
+            if _abandoned(path):
+                gone += size
+                self._remove(path)
+        for path in self.folder.glob("[!.]*.json"):  # what was said of an entry had its own file
+            self._remove(path.with_suffix(".npy"))
+            self._remove(path)
+        return gone
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -176,32 +209,38 @@ class Store:
         return shutil.disk_usage(folder).free
 
     def _make_room(self, size: int) -> None:
-        for path in self.folder.glob(".*.npy"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
-        entries = self.entries()
-        if size > self.limit:
+        self._sweep()
+        written = sum(size for _, size in self._unfinished())
+        if written + size > self.limit:
+            beside = f", beside {written / GIB:.2f} that are being written," if written else ""
             raise StoreError(
-                f"cache '{self.folder}': {size / GIB:.2f} GiB are more than its limit of "
+                f"cache '{self.folder}': {size / GIB:.2f} GiB{beside} are more than its limit of "
                 f"{self.limit / GIB:.2f}; raise train.cache_gib."
             )
+        entries = self.entries()
         total = sum(entry.size for entry in entries)
+        if self._free() + total - size < SPARE:
+            raise self._full(size)
+        total += written
         while entries and (total + size > self.limit or self._free() - size < SPARE):
             gone = entries.pop()
             total -= gone.size
             self._remove(gone.path)
         if self._free() - size < SPARE:
-            raise StoreError(
-                f"cache '{self.folder}': {size / GIB:.2f} GiB are wanted and the disk has "
-                f"{self._free() / GIB:.2f} left, of which {SPARE / GIB:.0f} stay free."
-            )
+            raise self._full(size)
 
-    def _remove(self, path: Path) -> None:
+    def _full(self, size: int) -> StoreError:
+        return StoreError(
+            f"cache '{self.folder}': {size / GIB:.2f} GiB are wanted and the disk has "
+            f"{self._free() / GIB:.2f} left, of which {SPARE / GIB:.0f} stay free."
+        )
+
+    def _remove(self, path: Path, only: os.stat_result | None = None) -> None:
+        """Removes a file, given `only` not one that has taken its place."""
         # A process that has the file mapped keeps what it mapped.
         with contextlib.suppress(OSError):  # whose folder cannot be written
-            path.unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
+            if only is None or os.path.samestat(path.stat(), only):
+                path.unlink()
 
 
 def free_memory() -> float:
@@ -217,11 +256,81 @@ def amount(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+def _append(path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes what is said of an array, and its checksum, behind it."""
+    with path.open("rb+") as file:
+        record = {**facts, "crc32": _checksum(file, os.fstat(file.fileno()).st_size)}
+        text = json.dumps(record).encode()
+        file.seek(0, os.SEEK_END)
+        file.write(text + _END.pack(len(text), _MAGIC))
+
+
+def _facts(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """Returns what is said behind an array, and where that begins.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    whole = os.fstat(file.fileno()).st_size
+    file.seek(max(0, whole - _END.size))
+    end = file.read(_END.size)
+    if len(end) < _END.size or _END.unpack(end)[1] != _MAGIC:
+        raise ValueError("damaged")
+    start = whole - _END.size - _END.unpack(end)[0]
+    if start < 0:
+        raise ValueError("damaged")
+    file.seek(start)
+    found = json.loads(file.read(whole - _END.size - start))
     if not isinstance(found, dict):
         raise ValueError("damaged")
-    return found
+    return found, start
+
+
+def _read(file: BinaryIO) -> NDArray[Any]:
+    """Maps the array of a file that is open, whatever has its name by now."""
+    facts, end = _facts(file)
+    if _checksum(file, end) != facts["crc32"]:
+        raise ValueError("damaged")
+    file.seek(0)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError("damaged")
+    return np.memmap(file, dtype, "r", file.tell(), shape)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a file, or a folder, against others who want the same; not where locks are unknown."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether a file that is not finished has no writer any more."""
+    try:
+        if fcntl is not None:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                return False
+            finally:
+                os.close(handle)
+    except OSError:  # locks do not work here
+        pass
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime > _STALE_SECONDS
+    return False
 
 
 def _reserve(path: Path) -> None:
@@ -231,9 +340,11 @@ def _reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
-def _checksum(path: Path) -> int:
+def _checksum(file: BinaryIO, size: int) -> int:
+    """Returns the checksum of the beginning of a file."""
     value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            value = zlib.crc32(chunk, value)
+    file.seek(0)
+    while size and (chunk := file.read(min(_CHUNK, size))):
+        value = zlib.crc32(chunk, value)
+        size -= len(chunk)
     return value

@@ -113,7 +113,7 @@ class _Training:
         self.best = self._best()
         self.start: str | None = None
         self.cache = prefix_cache.PrefixCache(
-            model, recipe, splits, self.plans, run, console, self.machine.parts
+            model, recipe, splits, self.plans, run, console, self.machine.parts, self.machine.kind
         )
         self.optimizer: keras.optimizers.Optimizer | None = None
 
@@ -231,8 +231,7 @@ class _Training:
         if begin < self.saved:
             return
         states.save(self.model, self.run)
-        now = time.monotonic()
-        self.saved = now + 19 * (now - begin)
+        self.saved = (now := time.monotonic()) + 19 * (now - begin)
 
     def _data(self, split: Any, training: bool = False, **options: Any) -> Any:
         width = len(self.splits.class_names)
@@ -300,8 +299,9 @@ class _StageRun:
         self.average = averaging.Swap(self.model, optimizers.averages(self.optimizer))
         if state is not None:
             self._take_back(state)
-        if self.part and not self.over:
-            self.part.fill()
+        if self.part and not self.over and not self.part.fill():
+            self.begin(state)  # there is no room for them: without
+            return
         touched = [name for name in self.plan.trainable_blocks if name != "head"]
         if train_.averaging.wise_ft is not None and touched and training.start is None:
             training.store.keep_epoch(0, states.get_weights(self.model))

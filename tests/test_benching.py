@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from kerastune_ft import benching
+from kerastune_ft import benching, data
 from kerastune_ft import recipe as recipes
 from kerastune_ft.cli import main
 
@@ -56,6 +56,17 @@ def test_pictures_are_measured_and_nothing_else_is_written(
     assert min(rates) > 0
     assert "bottleneck" in done.output
     assert "1 head" in done.output
+
+
+def test_pictures_that_are_drawn_unevenly_are_measured(photos: Path) -> None:
+    path = Path(__file__).parents[1] / "recipes" / "mobilenet.yaml"
+    recipe = recipes.load(path, [f"data.path={photos}", "data.sampling=balanced", *PICTURES])
+    splits = data.load(recipe.data)
+    few = benching._few(splits, recipe)
+    assert few is not None
+    for split in (few, splits.train):
+        pictures, labels = next(benching._stream(splits, split, recipe))
+        assert len(pictures) == len(labels) == 8
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
+import importlib
 import io
 import json
 import os
@@ -20,8 +22,10 @@ from rich.console import Console
 from kerastune_ft import data, models, prefix_cache, stages, stores, training, workflow
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
+from kerastune_ft.data import activations
 from kerastune_ft.data.activations import Activations
-from kerastune_ft.errors import TrainingError
+from kerastune_ft.data.tables import Files
+from kerastune_ft.errors import DataError, TrainingError
 from kerastune_ft.runs import Run
 from kerastune_ft.stores import Store
 
@@ -175,6 +179,182 @@ def test_a_split_s_activations_are_those_of_the_model(
     assert part.train.views[0].dtype == np.float16
 
 
+def cache_of(
+    chosen: recipes.Recipe, folder: Path, splits: data.Splits | None = None, **options: Any
+) -> prefix_cache.PrefixCache:
+    """Returns the cache of a run that has just begun, its model in the first stage."""
+    splits = splits or data.load(chosen.data)
+    model = options.pop("model", None) or workflow.build(chosen, splits)
+    plans = training.plan(model, chosen.train, steps=3)
+    plans[0].enter(model)
+    console = options.pop("console", None) or Console(quiet=True)
+    folder.mkdir(exist_ok=True)
+    run = options.pop("run", None) or Run.create(folder, None)
+    return prefix_cache.PrefixCache(model, chosen, splits, plans, run, console, 1)
+
+
+def filled(cache: prefix_cache.PrefixCache) -> prefix_cache.Part:
+    part = cache.part(0)
+    assert part is not None
+    part.fill()
+    return part
+
+
+@pytest.mark.parametrize("change", ["other", "broken", "gone"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_picture_that_changes_after_it_was_inspected_ends_the_run_and_keeps_nothing(
+    weights_file: Path, tmp_path: Path, change: str, known: bool
+) -> None:
+    photos = write_photos(tmp_path / "photos")
+    chosen = recipe_of(photos, weights_file, stages=[HEAD])
+    splits = data.load(chosen.data)
+    if not known:
+        splits = dataclasses.replace(splits, train=dataclasses.replace(splits.train, digests=None))
+    cache = cache_of(chosen, tmp_path / "runs", splits)
+    content = splits.train.content
+    assert isinstance(content, Files)
+    cache._digests(splits.train)
+    whole = Path(content.paths[0]).read_bytes()
+    other = Path(content.paths[-1]).read_bytes() if change == "other" else whole[:150]
+    Path(content.paths[0]).write_bytes(other)
+    if change == "gone":
+        Path(content.paths[0]).unlink()
+    with pytest.raises(DataError, match=f"{content.paths[0]}' changed after being inspected"):
+        filled(cache)
+    assert not Store(weights.kept("activations"), 1e9).entries()
+
+
+def test_what_vanishes_at_once_is_trained_on_all_the_same(
+    photos: Path, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "get", lambda self, key: None)  # another process cleared it
+    part = filled(cache_of(recipe_of(photos, weights_file, stages=[HEAD]), tmp_path / "runs"))
+    assert part.train.views[0].shape[0] == 18
+    assert part.train.views[0].any() and not part.train.views[0].flags.writeable
+
+
+@pytest.mark.parametrize("memory", [1e12, 100.0])
+def test_a_disk_that_fills_up_means_memory_if_that_is_large_enough(
+    photos: Path,
+    weights_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: float,
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    chosen = recipe_of(photos, weights_file, stages=[HEAD])
+    console = Console(record=True, width=500, file=io.StringIO())
+    cache = cache_of(chosen, tmp_path / "runs", console=console)
+    monkeypatch.setattr(prefix_cache, "free_memory", lambda: memory)
+    monkeypatch.setattr(stores, "_reserve", full)
+    part = cache.part(0)
+    assert part is not None
+    there = part.fill()
+    said = console.export_text()
+    (stage,) = cache.run.read_json("cache")["stages"].values()
+    assert "No space left" in said and "No space left" in stage["why"]
+    if memory > 1e9:
+        assert there and "kept in memory" in said
+        assert (stage["blocks"], stage["where"]) == (14, "memory")
+        assert not cache._kept  # no later stage takes it
+        assert cache._forward is None
+    else:
+        assert not there and cache.part(0) is None and not cache._kept
+        assert "is trained without" in said and stage["blocks"] == 0
+
+
+@pytest.mark.parametrize("memory", [1e12, 100.0])
+def test_a_home_that_cannot_be_written_takes_no_more_memory_than_there_is(
+    photos: Path,
+    weights_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    memory: float,
+) -> None:
+    monkeypatch.setattr(prefix_cache, "free_memory", lambda: memory)
+    monkeypatch.setattr(prefix_cache, "_writable", lambda store: False)
+    cache = cache_of(recipe_of(photos, weights_file, stages=[HEAD]), tmp_path / "runs")
+    assert (cache.part(0) is not None) == (memory > 1e9)
+    (stage,) = cache.run.read_json("cache")["stages"].values()
+    assert stage["where"] == "memory" if memory > 1e9 else "there is room for" in stage["why"]
+
+
+@pytest.mark.slow
+def test_a_run_for_which_there_is_no_room_after_all_trains_as_without(
+    both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stores, "_reserve", full)
+    monkeypatch.setattr(prefix_cache, "free_memory", lambda: 100.0)
+    run, without, said = both()
+    assert said.count("is trained without: cache") == 2
+    ours, theirs = curves(run), curves(without)
+    for name, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[name])
+
+
+def test_auto_decides_by_counting_alone(
+    photos: Path, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_cache, "_FEW", 0)
+    monkeypatch.setattr(prefix_cache, "_PLAINLY", 99)
+
+    def decided(kind: str = "cpu", **changes: Any) -> dict[str, Any]:
+        for name, value in changes.items():
+            monkeypatch.setattr(prefix_cache, name, value)
+        cache = cache_of(recipe_of(photos, weights_file, stages=[HEAD]), tmp_path / "runs")
+        cache.kind = kind
+        part = cache.part(0)
+        if part is not None:
+            part.fill()
+        (stage,) = cache.run.read_json("cache")["stages"].values()
+        return stage
+
+    first = decided()
+    assert first["blocks"] == 14
+    assert decided() == first  # whatever lies in the store by now
+    Store(weights.kept("activations"), 1e9).clear()
+    assert decided() == first
+    # Activations that take long to read are computed every time, from a store that has them too.
+    slow = decided(_DISK_RATE=10.0)
+    assert slow["blocks"] == 0 and "reading would take longer" in slow["why"]
+
+
+def test_a_stage_computes_each_digest_once(
+    photos: Path, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real = prefix_cache.Cut.digest
+    monkeypatch.setattr(prefix_cache.Cut, "digest", lambda c: calls.append(c.name) or real(c))
+    flip = {"augment": {"horizontal_flip": True}}
+    chosen = recipe_of(photos, weights_file, data=flip, cache="disk", cache_views=3)
+    cache = cache_of(chosen, tmp_path / "runs")
+    part = filled(cache)
+    assert len(part.train.views) == 3
+    assert sorted(calls) == ["conv_pw_11_relu", "pooling"]
+
+
+def test_views_after_one_in_single_precision_begin_with_it(
+    photos: Path, weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip = {"augment": {"horizontal_flip": True}}
+    chosen = recipe_of(photos, weights_file, data=flip, cache="disk", cache_views=2)
+    monkeypatch.setattr(prefix_cache, "_LARGEST", 1e-3)
+    cache = cache_of(chosen, tmp_path / "runs")
+    runs: list[int] = []
+    real = prefix_cache.PrefixCache._run
+    monkeypatch.setattr(
+        prefix_cache.PrefixCache, "_run", lambda *args: runs.append(1) or real(*args)
+    )
+    part = filled(cache)
+    assert {view.dtype.name for view in part.train.views} == {"float32"}
+    assert len(runs) == 2 + 1 + 2  # the first view twice, the second, validation twice
+
+
 def test_a_key_names_everything_that_decides(
     photos: Path, weights_file: Path, tmp_path: Path
 ) -> None:
@@ -213,6 +393,25 @@ def test_a_key_names_everything_that_decides(
     assert len(set(found)) == len(found)
     assert keys(photos) == found[0]
     assert keys(photos, data={"batch_size": 3}) == found[0]  # which does not decide
+
+
+@pytest.mark.parametrize("what", ["tensorflow", "PIL", "keras_hub", "kind"])
+def test_a_key_names_what_computes(
+    photos: Path,
+    weights_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    importlib.import_module("keras_hub")
+    cache = cache_of(recipe_of(photos, weights_file, stages=[HEAD]), tmp_path / "runs")
+    cut = prefix_cache.Cut(cache.model, 14)
+    before = cache._key(cut, cache.splits.train, 0)
+    if what == "kind":
+        cache.kind = "gpu"
+    else:
+        monkeypatch.setattr(sys.modules[what], "__version__", "99")
+    assert cache._key(cut, cache.splits.train, 0) != before
 
 
 @pytest.mark.slow
@@ -344,6 +543,24 @@ def test_examples_that_are_drawn_again_get_the_next_view() -> None:
     keys = rows + 4 * np.array([0, 0, 1, 2])
     assert held.batch(rows, keys, epoch=0).ravel().tolist() == [0, 0, 1, 2]
     assert held.batch(rows, keys, epoch=2).ravel().tolist() == [2, 2, 0, 1]
+
+
+def test_views_of_which_one_needs_single_precision_are_given_in_it() -> None:
+    held = Activations((np.full((4, 2), 1, np.float16), np.full((4, 2), 1e5, np.float32)))
+    stream = activations.dataset(
+        held,
+        np.zeros((4, 1), np.float32),
+        batch_size=4,
+        seed=0,
+        epochs=range(2),
+        class_weights=None,
+        first_step=0,
+        sampling=None,
+    )
+    found = [inputs["activations"].numpy() for inputs, _ in stream]
+    assert [batch.max() for batch in found] == [1, 1e5]
+    rows = np.array([0, 1])
+    assert held.batch(rows, rows + 4 * np.array([0, 1]), 0)[:, 0].tolist() == [1, 1e5]
 
 
 def test_the_plan_knows_what_is_still(photos: Path, weights_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import keras
@@ -118,6 +119,38 @@ def test_dropout_that_acts_in_a_frozen_block_is_no_part_of_the_prefix() -> None:
     if layer.seed_generator is None:
         layer.seed_generator = keras.random.SeedGenerator(0)
     assert prefixes.still(model) == place
+
+
+def test_multiplications_are_counted_by_weights_and_places() -> None:
+    model = models.image_classifier("mobilenet", 3, weights="none", image_size=224)
+    *body, _ = models.blocks(model)
+    counted = [Cut(model, count).multiplications() for count in range(1, len(body) + 1)]
+    assert counted == sorted(counted)
+    assert counted[-1] == pytest.approx(568e6, rel=0.03)  # Howard et al. 2017, table 4: 569 million
+
+
+def test_a_text_costs_as_much_as_it_has_tokens(texts: keras.Model) -> None:
+    few, many = (Cut(texts, 2).multiplications(tokens) for tokens in (10, 100))
+    assert 0 < few < many <= 10 * few
+
+
+@pytest.mark.parametrize("kind", ["mit", "mobilenetv5", "swin_transformer"])
+def test_layers_that_skip_paths_move_whatever_their_rate_is_called(kind: str) -> None:
+    made = importlib.import_module(f"keras_hub.src.models.{kind}.{kind}_layers").DropPath
+    assert prefixes._moves(made(0.5))
+    assert not prefixes._moves(made(0.0))
+
+
+def test_layers_that_draw_under_another_name_move() -> None:
+    class Noise(keras.layers.Layer):
+        def __init__(self, many: bool) -> None:
+            super().__init__()
+            made = keras.random.SeedGenerator(0)
+            self.source = [made] if many else made
+
+    assert prefixes._moves(Noise(False)) and prefixes._moves(Noise(True))
+    assert not prefixes._moves(keras.layers.Dropout(0.0))
+    assert not prefixes._moves(keras.layers.Dense(3))
 
 
 def test_the_digest_is_of_layers_and_weights_alone(pictures: keras.Model) -> None:

@@ -101,6 +101,23 @@ def test_a_file_that_changed_in_any_way_is_looked_at_anew(
     assert paths[0] not in seen
 
 
+@pytest.mark.parametrize("kept", [4096, 100])  # SQLite's first page, and less than that
+def test_a_damaged_file_begins_anew(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    remembering.inspect_all(paths)
+    path = weights.home() / "inspections-1.sqlite"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept] + bytes([0x5A]) * (len(whole) - kept))
+    Path(f"{path}-journal").write_bytes(b"")
+    expected = everything(inspection.inspect_all(paths))
+    for times in range(3):
+        found, seen = looked_at(paths, monkeypatch)
+        assert everything(found) == expected
+        assert seen == sorted(paths if times == 0 else paths[-3:])
+    assert rows() == len(paths) - 3
+
+
 def test_files_that_change_places_are_told_apart(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,9 +51,14 @@ class Activations:
         return shape if self.starts is None else (None, *shape)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of every batch: views whose numbers are too large for half precision have single."""
+        return np.result_type(*(view.dtype for view in self.views))
+
+    @property
     def spec(self) -> tf.TensorSpec:
         """Of a batch."""
-        return tf.TensorSpec((None, *self.shape), self.views[0].dtype)
+        return tf.TensorSpec((None, *self.shape), self.dtype)
 
     def batch(
         self, rows: NDArray[np.int64], keys: NDArray[np.int64], epoch: int, length: int = 0
@@ -88,8 +93,8 @@ class Activations:
     def _view(self, view: int, rows: NDArray[np.int64], length: int) -> NDArray[Any]:
         values = self.views[view]
         if self.starts is None or self.lengths is None:
-            return np.asarray(values[rows])
-        made = np.zeros((len(rows), length, values.shape[1]), values.dtype)
+            return np.asarray(values[rows], self.dtype)
+        made = np.zeros((len(rows), length, values.shape[1]), self.dtype)
         for place, row in enumerate(rows):
             start, size = int(self.starts[row]), int(self.lengths[row])
             made[place, :size] = values[start : start + size]

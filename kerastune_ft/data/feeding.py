@@ -6,8 +6,10 @@ steps(splits.train, recipe)                       # batches per epoch
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +19,10 @@ from numpy.typing import NDArray
 from kerastune_ft.data import activations, augmentation, images, texts
 from kerastune_ft.data.activations import ACTIVATIONS, Activations
 from kerastune_ft.data.sampling import Sampling
-from kerastune_ft.data.tables import Pictures
+from kerastune_ft.data.tables import Arrays, Encoded, Files, Pictures, first_few
 from kerastune_ft.data.text_augmentation import Changes
-from kerastune_ft.data.texts import Tokens
+from kerastune_ft.data.texts import Ragged, Tokens
+from kerastune_ft.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -258,7 +261,12 @@ def _options() -> tf.data.Options:
 
 
 def plain(
-    split: Split, recipe: Recipe, *, view: int | None, batch_size: int
+    split: Split,
+    recipe: Recipe,
+    *,
+    view: int | None,
+    batch_size: int,
+    digests: NDArray[Any] | None = None,
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """Yields every example once, in the order that is cheapest.
 
@@ -267,9 +275,13 @@ def plain(
         recipe: Says sizes, augmentation and seed.
         view: The epoch whose changes pictures get; None for none.
         batch_size: Examples at a time.
+        digests: Of the bytes of each picture that is read, `(n,)`; None asks nothing of them.
 
     Yields:
         Rows `(batch,)`, and what the model takes of them.
+
+    Raises:
+        DataError: If a picture is not the one of its digest.
     """
     content = split.content
     if isinstance(content, Tokens):
@@ -278,6 +290,10 @@ def plain(
             yield rows, content.padded(rows)
         return
     choice = recipe.backbone
+    changed: list[str] = []
+    watch = None
+    if digests is not None and isinstance(content, Files | Encoded):
+        watch = images.watcher(content, digests, changed)
     stream = images.dataset(
         _pictures(split),
         np.zeros((len(split), 1), np.float32),
@@ -289,11 +305,66 @@ def plain(
         seed=recipe.train.seed,
         epochs=range(view or 0, (view or 0) + 1),
         augment=None if view is None else _augmentation(recipe),
+        watch=watch,
     )
-    start = 0
-    for pictures, _ in stream:
+    start, batches = 0, iter(stream)
+    while True:
+        try:
+            pictures, _ = next(batches, (None, None))
+        except tf.errors.OpError as error:  # what it is now cannot be read
+            if watch is not None and isinstance(content, Files):
+                changed += [path for path in content.paths if not Path(path).is_file()]
+            if changed:
+                raise _changed(changed) from error
+            raise
+        if changed:
+            raise _changed(changed)
+        if pictures is None:
+            return
         yield np.arange(start, start + len(pictures)), pictures
         start += len(pictures)
+
+
+def _changed(names: Sequence[str]) -> DataError:
+    return DataError(
+        f"{first_few(names, 3)} changed after being inspected; let nothing write there, "
+        "and start the run again."
+    )
+
+
+def digests(split: Split) -> NDArray[Any]:
+    """Returns of each example a digest of what a network gets of it, `(n,)`.
+
+    Where inspection has digests of the files, those.
+    """
+    if split.digests is not None:
+        return split.digests
+    return np.asarray(list(_digests(split)), np.dtype((np.void, 32)))
+
+
+def _digests(split: Split) -> Iterator[bytes]:
+    """Yields of each example a digest of what a network gets of it."""
+    content = split.content
+    if isinstance(content, Tokens):
+        columns: list[Ragged] = [content.ids]
+        if content.segments is not None:
+            columns.append(content.segments)
+        facts = repr((content.pad_id, content.batching.buckets)).encode()
+        for row in range(len(content)):
+            texts = (np.int64(c.lengths[row]).tobytes() + c[row].tobytes() for c in columns)
+            yield hashlib.sha256(facts + b"".join(texts)).digest()
+    elif isinstance(content, Arrays):
+        facts = repr((content.values.dtype, content.values.shape[1:])).encode()
+        for value in content.values:
+            yield hashlib.sha256(facts + value.tobytes()).digest()
+    elif isinstance(content, Encoded):
+        for data in content.data:
+            yield hashlib.sha256(data).digest()
+    else:
+        assert isinstance(content, Files), type(content)
+        for path in content.paths:
+            with Path(path).open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").digest()
 
 
 def filled(split: Split, recipe: Recipe, parts: int) -> int:

@@ -12,6 +12,7 @@ so that any step of any epoch can be produced without having produced those befo
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -137,6 +138,7 @@ def dataset(
     class_weights: ArrayLike | None = None,
     first_step: int = 0,
     sampling: Sampling | None = None,
+    watch: Callable[[int, bytes], None] | None = None,
 ) -> tf.data.Dataset:
     """Returns a finite stream of batches over whole epochs, in a reproducible order.
 
@@ -161,6 +163,7 @@ def dataset(
             for class numbers.
         first_step: Batches of the first epoch to leave out, without decoding them.
         sampling: Draws the examples of an epoch, where it is not every one once; with `shuffle`.
+        watch: As for `reader`.
 
     Returns:
         Batches of images `float32 (batch, height, width, channels)` in 0..255, labels
@@ -174,7 +177,7 @@ def dataset(
     shape = (*image_size, channels)
     assert class_weights is None or np.ndim(labels) == 1, "only classes have weights"
     with tf.device("/CPU:0"):  # tf.data runs there; a table on the GPU would travel back
-        how, read = reader(content, image_size, channels, resize)
+        how, read = reader(content, image_size, channels, resize, watch)
         labels_of = _labeller(labels, n, num_classes)
         weights = tf.constant(
             np.asarray(1.0 if class_weights is None else class_weights, "float32")
@@ -375,6 +378,24 @@ def reader(
             return tf.numpy_function(lambda i: content.data[i], [index], tf.string)
 
     return how, lambda index: how.prepared(read(index), *(fact(index) for fact in facts))
+
+
+def watcher(
+    content: Files | Encoded, digests: NDArray[Any], changed: list[str]
+) -> Callable[[int, bytes], None]:
+    """Returns a `watch` for `reader` that lists pictures which are not what was inspected.
+
+    Args:
+        content: The pictures.
+        digests: Of each the beginning of its sha256, `(n,)`.
+        changed: Receives their names.
+    """
+
+    def watch(row: int, data: bytes) -> None:
+        if hashlib.sha256(data).digest()[: digests.itemsize] != digests[row].tobytes():
+            changed.append(content.paths[row] if isinstance(content, Files) else f"picture {row}")
+
+    return watch
 
 
 def _prepared_reader(

@@ -184,11 +184,7 @@ def _fill(
     table: NDArray[Any], content: Files | Encoded, digests: NDArray[Any], how: Preparation
 ) -> None:
     changed: list[str] = []
-
-    def watch(row: int, data: bytes) -> None:
-        if hashlib.sha256(data).digest()[: digests.itemsize] != digests[row].tobytes():
-            changed.append(content.paths[row] if isinstance(content, Files) else f"picture {row}")
-
+    watch = images.watcher(content, digests, changed)
     with tf.device("/CPU:0"):
         _, read = images.reader(content, how.image_size, how.channels, how.how, watch)
         stream = tf.data.Dataset.range(len(content)).map(

@@ -126,27 +126,41 @@ def _database() -> Iterator[sqlite3.Connection | None]:
     if database is None:
         yield None
         return
-    # Read-only, locked for long, a full disk: what was found is found again.
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(database), database:
-        yield database
+    try:
+        # Read-only, locked for long, a full disk: what was found is found again.
+        with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(database), database:
+            yield database
+    except sqlite3.Error as error:
+        if _damaged(error):
+            _begin_anew()
+
+
+def _path() -> Path:
+    return weights.home() / f"inspections-{_VERSION}.sqlite"
+
+
+def _damaged(error: sqlite3.Error) -> bool:
+    return type(error) is sqlite3.DatabaseError  # its children have other reasons
+
+
+def _begin_anew() -> None:
+    for end in ("", "-journal", "-wal", "-shm"):
+        with contextlib.suppress(OSError, WeightsError):
+            Path(f"{_path()}{end}").unlink()
 
 
 def _opened() -> sqlite3.Connection | None:
     try:
-        path = weights.home() / f"inspections-{_VERSION}.sqlite"
-        database = sqlite3.connect(path, timeout=10)
+        database = sqlite3.connect(_path(), timeout=10)
     except (WeightsError, sqlite3.Error):
         return None
     columns = f"({', '.join(_COLUMNS)}, PRIMARY KEY(path)) WITHOUT ROWID"
     try:
         database.execute(f"CREATE TABLE IF NOT EXISTS inspections {columns}")
-    except sqlite3.OperationalError:
+    except sqlite3.DatabaseError as error:
         database.close()
-        return None
-    except sqlite3.DatabaseError:  # damaged: begin anew
-        database.close()
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if _damaged(error):
+            _begin_anew()
         return None
     return database
 
