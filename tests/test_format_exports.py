@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any, get_args
 
@@ -231,6 +232,15 @@ def test_another_file_under_the_right_digest_is_found_by_its_answers(
     done = kft("verify", version)
     assert done.exit_code == 1
     assert "does not answer as the training process did" in done.output
+
+
+def test_another_number_of_outputs_is_refused(
+    version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = types.SimpleNamespace(said=np.zeros((27, 2)))
+    monkeypatch.setattr(elsewhere, "tried", lambda *_: said)
+    with pytest.raises(ExportError, match=r"returns \(27, 2\), the run's model \(\d+, 3\)"):
+        verification.verify(version)
 
 
 def test_a_quantised_file_that_decides_otherwise_is_found(run: Run, tmp_path: Path) -> None:
