@@ -896,7 +896,8 @@ def test_pictures_with_four_channels_are_exported_from_arrays(tmp_path: Path) ->
     recipe = recipes.from_mapping(
         {
             "backbone": {
-                "name": "mobilenet", "weights": None, "image_size": 32, "alpha": 0.25, "channels": 4
+                "name": "mobilenet", "weights": "none", "image_size": 32, "channels": 4,
+                "alpha": 0.25,
             },
             "data": {"source": "image_folder", "path": str(tmp_path / "data"), "batch_size": 8},
             "train": {

@@ -414,6 +414,7 @@ def test_a_missing_package_is_named_before_training(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_what_decides_otherwise_is_never_seen(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +448,7 @@ def test_predict_says_of_a_file_what_it_says_of_the_run(run: Run, tmp_path: Path
     assert len({row["predicted"] for row in rows}) == 3
 
 
+@pytest.mark.slow
 def test_texts_go_from_the_command_to_a_file_that_is_asked(text_run: Run, tmp_path: Path) -> None:
     needs("litert")
     done = kft("export", text_run.path, "--format", "litert", "--output", tmp_path)
