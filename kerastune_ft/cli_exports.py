@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import rich_click as click
 
@@ -117,10 +119,26 @@ def verify(export: Path, url: str | None, run: Path | None, report: Path | None)
         message = str(error)
     if report is not None:
         content = {**dataclasses.asdict(found), "message": message, "summary": found.summary()}
-        report.write_text(json.dumps(content).replace("Infinity", '"error"'), encoding="utf-8")
+        text = json.dumps(_finite(content), allow_nan=False)
+        report.write_text(text, encoding="utf-8")
     if message:
         click.echo(message, err=True)
         sys.exit(1)
     console.print(f"{export}: {found.summary()}", highlight=False, markup=False)
     if found.missing:
         console.print(f"  not compared: {found.missing}", highlight=False, markup=False)
+    if found.refused:
+        shown = ", ".join(found.refused[:3]) + (", ..." if len(found.refused) > 3 else "")
+        said = f"  refused, and not compared: {len(found.refused)} examples of its data: {shown}"
+        console.print(said, highlight=False, markup=False)
+
+
+def _finite(content: Any) -> Any:
+    """Returns the same with None for every number that JSON does not have."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content

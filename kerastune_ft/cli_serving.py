@@ -134,10 +134,19 @@ def serve(
     over as soon as its folder is there. `kft serve runs/mobilenet`
     """
     from kerastune_ft import devices
+    from kerastune_ft.exports import contract
     from kerastune_ft.serving import registry, server
     from kerastune_ft.serving.batching import Limits
     from kerastune_ft.serving.service import Bounds
 
+    other = contract.other_format(export)
+    if other:
+        whole = export.resolve()
+        base = whole.parent.parent if contract.is_version(whole) else whole.parent
+        raise ServingError(
+            f"'{export}' holds files of {other}; kft serve takes SavedModels, such as those in "
+            f"'{base}' that 'kft export RUN' writes."
+        )
     found = registry.find(export)
     bytes_of_request = int(max_request_mib * _MIB)
     settings = server.Settings(

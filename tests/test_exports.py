@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import resource
 import shutil
 import struct
 import time
@@ -14,26 +16,32 @@ from typing import Any
 import numpy as np
 import pytest
 import test_text_tasks
+from click.testing import CliRunner
 from conftest import write_photos
 from PIL import Image
 
-from kerastune_ft import exports, predictions, workflow
+from kerastune_ft import cli, exports, predictions, workflow
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.data import images, inspection
 from kerastune_ft.data.decoding import Preparation
-from kerastune_ft.errors import ExportError, RunError
+from kerastune_ft.errors import ExportError, RunError, ServingError
 from kerastune_ft.exports import (
+    asked,
     contract,
+    contradictions,
     examples,
+    expected,
     graphs,
     operations,
     pictures,
     server_files,
     verification,
+    vocabularies,
 )
 from kerastune_ft.exports.texts import Inside
 from kerastune_ft.runs import Run
+from kerastune_ft.tasks import Outputs
 
 tf = pytest.importorskip("tensorflow")
 
@@ -613,3 +621,381 @@ def test_batching_follows_what_was_measured() -> None:
     assert "max_execution_batch_size { value: 32 }" in joined and "micros { value: 1000 }" in joined
     alone = server_files.batching({"1": 10.0, "8": 82.0, "32": 330.0})
     assert "max_execution_batch_size { value: 1 }" in alone and "micros { value: 0 }" in alone
+
+
+# what is said beside answers, and what is refused
+
+
+def facts_of(task: str = "image_classification", **changes: Any) -> contract.Contract:
+    names = ("a", "b", "c")
+    facts: dict[str, Any] = {
+        "name": "x", "version": 1, "task": task, "modality": "image", "classes": names,
+        "label_contract": contract.labels_digest(names), "thresholds": None,
+        "inputs": ("image_bytes",), "text_inputs": (), "tokenizer_inside": True,
+        "recipe_sha256": "", "run": "x", "created": "", "versions": {}, **changes,
+    }  # fmt: skip
+    return contract.Contract(**facts)
+
+
+def classes_of(names: Any, shares: Any) -> dict[str, Any]:
+    return {
+        key: value.numpy()
+        for key, value in graphs._classes(tf.constant(shares), Outputs(names)).items()
+    }
+
+
+SHARES = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("label", np.array([b"b", b"c"], object), "has not the class_id 0"),
+        ("label", np.array([b"b", b"z"], object), "is no class"),
+        ("class_id", np.array([1, -7]), "has not the class_id -7"),
+        ("probability", np.array([0.7, 0.2]), "probability 0.2"),
+        ("top_labels", np.array([list("bca"), list("acz")], object), "no classes of the run"),
+        ("top_labels", np.array([list("bca"), list("abc")], object), "not the most probable"),
+        ("top_probabilities", SHARES[:, [1, 2, 0]], "not the largest"),
+        ("probabilities", np.ones((2, 4)), "expected"),
+        ("label", None, "no output 'label'"),
+    ],
+)
+def test_what_is_said_beside_probabilities_is_held_to_them(
+    name: str, value: Any, expected: str
+) -> None:
+    facts, said = facts_of(), classes_of(("a", "b", "c"), SHARES)
+    assert contradictions.contradictions(facts, said, 2) == ["", ""]
+    changed = {**said, name: value}
+    if value is None:
+        del changed[name]
+    assert expected in contradictions.contradictions(facts, changed, 2)[1]
+
+
+def test_classes_in_another_order_contradict_their_numbers_and_ties_do_not() -> None:
+    other = classes_of(("a", "c", "b"), SHARES)
+    assert contradictions.contradictions(facts_of(), other, 2)[0] == (
+        "label 'c' has not the class_id 1"
+    )
+    tie = classes_of(("a", "b", "c"), np.array([[0.4, 0.4, 0.2]], np.float32))
+    tie |= {"label": np.array([b"b"], object), "class_id": np.array([1])}
+    tie["top_labels"] = np.array([list("bac")], object)
+    assert contradictions.contradictions(facts_of(), tie, 1) == [""]
+
+
+def test_labels_are_held_to_the_thresholds_of_the_run() -> None:
+    limits = (0.5, 0.6, 0.1)
+    facts = facts_of("image_multilabel", thresholds=limits)
+
+    def told(names: Any, limits: Any) -> dict[str, Any]:
+        said = graphs._labels(tf.constant(SHARES), Outputs(names, thresholds=limits))
+        return {key: value.numpy() for key, value in said.items()}
+
+    right = told(facts.classes, limits)
+    assert contradictions.contradictions(facts, right, 2) == ["", ""]  # 0.5 is near a threshold
+    found = contradictions.contradictions(facts, told(facts.classes, (0.5, 0.8, 0.1)), 2)
+    assert found == ["'b' is absent at 0.7, its threshold is 0.6", ""]
+    found = contradictions.contradictions(facts, told(("a", "c", "b"), limits), 2)
+    assert found[0] == "labels 'c; b' are not those that are present, 'b; c'"
+
+
+def replayed(path: Path, change: Any = None, refused: int = 0) -> asked.Asked:
+    """Returns what says what training said of the odd pictures, but for what is changed."""
+    facts = contract.read(path)
+    rows = json.loads((path / "assets.extra" / "verification.json").read_text())["odd"]
+    raws = [ODD[row["name"]] for row in rows]
+    arrays = expected.arrays_of_bundle(path / "assets.extra")(raws)["images"]
+    known = {raw: np.asarray(row["expected"]) for raw, row in zip(raws, rows, strict=True)}
+    known |= {x.tobytes(): known[raw] for x, raw in zip(arrays, raws, strict=True)}
+    no = set(raws[:refused])
+
+    def call(signature: str, inputs: Any) -> dict[str, Any]:
+        (given,) = inputs.values()
+        if signature == "classify":
+            parsed = [tf.train.Example.FromString(x).features.feature for x in given]
+            given = [x[graphs.PICTURE_FEATURE].bytes_list.value[0] for x in parsed]
+        if signature == "arrays":
+            given = [x.tobytes() for x in given]
+        if no & set(given):
+            raise ExportError(f"Operation failed: {pictures.REFUSAL}")
+        shares = np.stack([known[x] for x in given]).astype(np.float32)
+        said = classes_of(facts.classes, shares)
+        if signature == "classify":
+            said = {"classes": said["top_labels"], "scores": said["top_probabilities"]}
+        return change(signature, said) if change else said
+
+    inputs = {"serving_default": "image_bytes", "arrays": "images", "classify": "inputs"}
+    return asked.Asked(path, facts, call, {key: frozenset([x]) for key, x in inputs.items()})
+
+
+def swapped(names: Any) -> Any:
+    other = {b"red": b"blue", b"blue": b"red"}
+    return np.vectorize(lambda x: other.get(x, x), otypes=[object])(names)
+
+
+@pytest.mark.parametrize(
+    ("signature", "output", "change", "expected"),
+    [
+        ("serving_default", "label", swapped, "has not the class_id"),
+        ("serving_default", "top_labels", swapped, "not the most probable"),
+        ("serving_default", "probabilities", lambda x: x[:, ::-1], "is not the most probable"),
+        (
+            "serving_default",
+            "probabilities",
+            lambda x: np.pad(x, [(0, 0), (0, 1)]),
+            r"shape \(4,\)",
+        ),
+        ("arrays", "label", swapped, "by 'arrays'"),
+        ("arrays", "probabilities", lambda x: x[::-1] * 0, "by 'arrays'"),
+        ("classify", "classes", swapped, "by 'classify'"),
+        ("classify", "classes", lambda x: np.where(x == b"red", b"rot", x), "'rot' is no class"),
+    ],
+)
+def test_another_order_of_labels_differs_in_every_signature(
+    exported: tuple[Run, exports.Exported],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signature: str,
+    output: str,
+    change: Any,
+    expected: str,
+) -> None:
+    path = exported[1].path
+
+    def changed(called: str, said: dict[str, Any]) -> dict[str, Any]:
+        return {**said, output: change(said[output])} if called == signature else said
+
+    monkeypatch.setattr(asked, "of_graph", lambda *_: replayed(path))
+    found = verification.verify(path, run=tmp_path)
+    found.check(path)
+    assert found.odd == len(ODD) and found.answers == 3 * len(ODD)
+    monkeypatch.setattr(asked, "of_graph", lambda *_: replayed(path, changed))
+    with pytest.raises(ExportError, match=expected):
+        verification.verify(path, run=tmp_path).check(path)
+
+
+def test_an_odd_picture_that_is_refused_is_a_difference(
+    exported: tuple[Run, exports.Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exported[1].path
+    for count in (1, len(ODD)):
+        monkeypatch.setattr(asked, "of_graph", lambda *_, n=count: replayed(path, refused=n))
+        found = verification.verify(path, run=tmp_path)
+        assert len(found.differences) == count and found.refused == ()
+        with pytest.raises(ExportError, match="cannot be read here as training read"):
+            found.check(path)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6])
+def test_examples_that_are_refused_are_told_and_are_not_most_of_them(
+    exported: tuple[Run, exports.Exported],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+) -> None:
+    path = exported[1].path
+    names = list(ODD)[:10]
+    record = json.loads((path / "assets.extra" / "verification.json").read_text())
+    rows = [row for row in record["odd"] if row["name"] in names]
+    own = [(row["name"], ODD[row["name"]], np.asarray(row["expected"])) for row in rows]
+    monkeypatch.setattr(
+        verification, "_record", lambda _: {**record, "odd": record["odd"][10:], "examples": rows}
+    )
+    monkeypatch.setattr(verification, "_examples", lambda *_: (own, "", [0] * len(own)))
+    count = int(10 * share)
+    monkeypatch.setattr(asked, "of_graph", lambda *_: replayed(path, refused=count))
+    found = verification.verify(path)
+    assert found.examples == 10 - count and len(found.refused) == count
+    done = CliRunner().invoke(cli.main, ["verify", str(path)])
+    if share > verification.MOST_REFUSED:
+        assert done.exit_code == 1 and f"refuses {count} of 10 examples" in done.output
+    else:
+        assert done.exit_code == 0, done.output
+        assert f"refused, and not compared: {count} examples of its data" in done.output
+
+
+def test_a_report_keeps_names_and_has_no_numbers_that_json_has_not(
+    exported: tuple[Run, exports.Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = verification.Verified(
+        odd=1, examples=1, answers=2, missing="", refused=("Infinity.jpg",), largest=np.inf,
+        agreement=0.5, latency={1: 2.0},
+        differences=(verification.Difference("NaN.jpg", (1.0,), (np.nan,), np.inf),),
+    )  # fmt: skip
+    monkeypatch.setattr(verification, "verify", lambda *_, **__: found)
+    report = tmp_path / "report.json"
+    CliRunner().invoke(cli.main, ["verify", str(tmp_path), "--report", str(report)])
+    content = json.loads(report.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert content["refused"] == ["Infinity.jpg"] and content["largest"] is None
+    assert content["differences"][0]["got"] == [None]
+
+
+def test_what_is_no_number_in_training_is_refused(
+    exported: tuple[Run, exports.Exported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = exported[0]
+    served = graphs.Served.of(run)
+    odd = [("plain.jpg", ODD["plain.jpg"], np.array([np.nan, 0.5, 0.5]))]
+    monkeypatch.setattr(expected, "of_odd", lambda *_: iter(odd))
+    with pytest.raises(ExportError, match=r"answers to plain\.jpg with what is no number"):
+        verification.expectation(run, served, "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("thresholds", [0.5], "expected 3 thresholds"),
+        ("thresholds", [0.5, 0.5, float("nan")], "expected 3 thresholds"),
+        ("thresholds", [0.5, 0.5, "x"], "expected 3 thresholds"),
+        ("task", "image_guessing", "task 'image_guessing' is unknown"),
+        ("task", ["image_classification"], "is unknown"),
+        ("modality", "text", "modality 'text'"),
+        ("version", "1", "name or version"),
+    ],
+)
+def test_a_contract_that_cannot_be_is_refused(
+    tmp_path: Path, name: str, value: Any, expected: str
+) -> None:
+    contract.write(tmp_path, facts_of())
+    assert contract.read(tmp_path) == facts_of()
+    content = json.loads((tmp_path / "kft.json").read_text())
+    (tmp_path / "kft.json").write_text(json.dumps({**content, name: value}))
+    with pytest.raises(ExportError, match=expected):
+        contract.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_server_is_asked_for_the_version_that_was_given(
+    exported: tuple[Run, exports.Exported], tmp_path: Path
+) -> None:
+    import serving_models
+
+    base = tmp_path / "colours"
+    shutil.copytree(exported[1].path, base / "1")
+    with serving_models.running(base) as server:
+        found = verification.verify(base / "1", url=server.url)
+        found.check(base / "1")
+        assert found.odd == len(ODD) and found.examples > 0
+        assert found.answers == found.odd * 2 + 4 + found.examples
+    (base / "1").rename(base / "2")
+    with (
+        serving_models.running(base) as server,
+        pytest.raises(ServingError, match="/versions/1"),
+    ):
+        verification.verify(exported[1].path, url=server.url)
+
+
+@pytest.mark.slow
+def test_pictures_with_four_channels_are_exported_from_arrays(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for at in range(24):
+        folder = tmp_path / "data" / ("dark", "light")[at % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 120, (40, 36, 4)) + at % 2 * 120
+        np.save(folder / f"{at}.npy", pixels.astype(np.uint8))
+    recipe = recipes.from_mapping(
+        {
+            "backbone": {
+                "name": "mobilenet", "weights": "none", "image_size": 32, "channels": 4,
+                "alpha": 0.25,
+            },
+            "data": {"source": "image_folder", "path": str(tmp_path / "data"), "batch_size": 8},
+            "train": {
+                "stages": [{"trainable_blocks": -1, "epochs": 1, "learning_rate": 1e-3}],
+                "tensorboard": False,
+            },
+        }
+    )  # fmt: skip
+    run = workflow.fit(recipe, runs_dir=tmp_path / "runs", name="four")
+    made = exports.export(run)
+    assert made.report["odd"] == len(examples.odd_arrays(4)) and made.report["examples"] > 0
+    assert contract.read(made.path).inputs == ("images",) and "1" in made.report["latency"]
+    assert exports.export(run, examples=0).report["examples"] == 0
+
+
+@pytest.mark.slow
+def test_what_a_server_is_started_with_lies_there_before_the_version_does(
+    exported: tuple[Run, exports.Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    write = server_files.write
+
+    def watched(base: Path, *rest: Any) -> None:
+        seen.append(exports.versions(base))
+        write(base, *rest)
+
+    monkeypatch.setattr(server_files, "write", watched)
+    monkeypatch.setattr(exports, "_compared", lambda *_: exported[1].report)
+    exports.export(exported[0], output=tmp_path / "models", examples=0)
+    assert seen == [[], [1]]
+
+
+def test_odd_arrays_are_read_as_pictures_of_their_channels() -> None:
+    found = examples.odd_arrays(5)
+    assert len(found) > 1
+    for name, raw in found.items():
+        read = images.decode_bytes(raw, (48, 64), name=name, channels=5)
+        assert read.shape == (48, 64, 5) and read.std() > 20
+
+
+def test_what_is_no_saved_model_is_not_served(tmp_path: Path) -> None:
+    file = contract.File(
+        format="litert", quantize="none", name="model.tflite", sha256={"model.tflite": ""},
+        bytes=1, inputs=(), output="probabilities", pixels=(0, 255), batch=None, length=None,
+    )  # fmt: skip
+    version = tmp_path / "export" / "litert" / "1"
+    version.mkdir(parents=True)
+    contract.write(version, dataclasses.replace(facts_of(), file=file))
+    for path in (version, version.parent):
+        done = CliRunner().invoke(cli.main, ["serve", str(path)])
+        said = done.output + str(done.exception)
+        assert done.exit_code and "holds files of litert" in said
+        assert f"such as those in '{tmp_path / 'export'}'" in said
+
+
+def test_nothing_is_measured_of_nothing() -> None:
+    assert verification._latency(lambda raw: pytest.fail("asked"), []) == {}
+    assert "was not tried" in server_files.batching({})
+
+
+LETTERS = "ABCDEFabcdef0123456789+/"
+
+
+def byte_pairs(texts: list[str]) -> tuple[Any, vocabularies.BytePairs]:
+    """Returns byte pairs that were learned from texts, of `tokenizers` and of TensorFlow."""
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1500, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    rules = vocabularies._byte_pairs(json.loads(made.to_str()))
+    assert isinstance(rules, vocabularies.BytePairs)
+    return made, rules
+
+
+def test_long_words_are_merged_as_training_merges_them_in_no_more_memory_than_they_are_long() -> (
+    None
+):
+    random = np.random.default_rng(0)
+
+    def word(length: int) -> str:
+        return "".join(random.choice(list(LETTERS), length))
+
+    texts = [word(3000), "a good film " * 40 + word(700) + " and more", "xxxxxxx" * 30, "", " "]
+    texts += [" ".join(word(size) for size in (1, 2, 31, 32, 33, 34)), "déjà " * 9 + "漢字" * 50]
+    trained, rules = byte_pairs(texts)
+    tokens = tf.function(rules.tokens, input_signature=[tf.TensorSpec((None,), tf.string)])
+    graph = tokens.get_concrete_function()
+    said = graph(tf.constant(texts)).to_list()
+    assert said == [trained.encode(text).ids for text in texts]
+    assert len(rules.merges) > 500 and max(map(len, said)) < 2500
+    assert graph(tf.constant([], tf.string)).to_list() == []
+    # One long word beside many short ones: a table of all would have 3000 x 2000 numbers.
+    many = word(3000) + " y" * 2000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert graph(tf.constant([many])).to_list() == [trained.encode(many).ids]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB

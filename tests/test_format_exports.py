@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any, get_args
 
@@ -233,6 +234,15 @@ def test_another_file_under_the_right_digest_is_found_by_its_answers(
     assert "does not answer as the training process did" in done.output
 
 
+def test_another_number_of_outputs_is_refused(
+    version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = types.SimpleNamespace(said=np.zeros((27, 2)))
+    monkeypatch.setattr(elsewhere, "tried", lambda *_: said)
+    with pytest.raises(ExportError, match=r"returns \(27, 2\), the run's model \(\d+, 3\)"):
+        verification.verify(version)
+
+
 def test_a_quantised_file_that_decides_otherwise_is_found(run: Run, tmp_path: Path) -> None:
     version = tmp_path / "1"
     shutil.copytree(run.path / "export" / "litert-float16" / "1", version)
@@ -404,6 +414,7 @@ def test_a_missing_package_is_named_before_training(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_what_decides_otherwise_is_never_seen(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,6 +448,7 @@ def test_predict_says_of_a_file_what_it_says_of_the_run(run: Run, tmp_path: Path
     assert len({row["predicted"] for row in rows}) == 3
 
 
+@pytest.mark.slow
 def test_texts_go_from_the_command_to_a_file_that_is_asked(text_run: Run, tmp_path: Path) -> None:
     needs("litert")
     done = kft("export", text_run.path, "--format", "litert", "--output", tmp_path)

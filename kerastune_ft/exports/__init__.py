@@ -218,6 +218,8 @@ def _saved_model(batch: _Batch, base: Path, version: int | None, console: Consol
         served.save(temporary)
         _write_beside(temporary, batch, served, number)
         report = _compared(temporary, base / str(number), batch.run, console)
+        if not (base / server_files.MODELS).exists():  # a server finds them with the version
+            server_files.write(base, batch.name, report["latency"])
     path = base / str(number)
     server_files.write(base, batch.name, report["latency"])
     _show(console, path, report, served.takes)
@@ -329,6 +331,8 @@ def _show(console: Console, path: Path, report: dict[str, Any], inside: bool | s
     if report["row"] is not None:  # the table has them
         return
     times = ", ".join(f"{size}: {ms:.1f} ms" for size, ms in report["latency"].items())
+    if not times:
+        return
     console.print(f"  a request takes here, by its examples: {times}", highlight=False)
 
 

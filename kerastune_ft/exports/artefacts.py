@@ -29,8 +29,8 @@ from kerastune_ft.tasks import TASKS
 if TYPE_CHECKING:
     import keras
 
+    from kerastune_ft.exports.asked import Answer, Raw
     from kerastune_ft.exports.graphs import Served
-    from kerastune_ft.exports.verification import Answer, Raw
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.runs import Run
 

@@ -21,8 +21,8 @@ from kerastune_ft.data import tokenizing
 from kerastune_ft.data.texts import Texts
 from kerastune_ft.errors import DataError, ExportError
 from kerastune_ft.evaluation import EVALUATORS
+from kerastune_ft.exports import asked, verification
 from kerastune_ft.exports import contract as contracts
-from kerastune_ft.exports import verification
 from kerastune_ft.runs import Run
 from kerastune_ft.tasks import Outputs
 
@@ -75,7 +75,7 @@ def _version(folder: Path) -> Opened:
     how = EVALUATORS[contract.task]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
 
-    def ask(raw: Sequence[verification.Raw]) -> list[Any]:
+    def ask(raw: Sequence[asked.Raw]) -> list[Any]:
         """Returns probabilities or numbers of each, or why there are none."""
         try:
             return list(answers(raw))
@@ -100,7 +100,7 @@ def _version(folder: Path) -> Opened:
             said |= dict(zip(some, answers([rows[at] for at in some]), strict=True))
         return [{**shown(said[at]), "truncated": bool(cut[at])} for at in range(len(rows))]
 
-    def shown(said: verification.Answer) -> dict[str, Any]:
+    def shown(said: asked.Answer) -> dict[str, Any]:
         return {"predicted": said} if isinstance(said, str) else how.says(said, outputs)
 
     def predict(

@@ -13,12 +13,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from kerastune_ft import files
 from kerastune_ft.errors import ExportError
+from kerastune_ft.tasks import TASKS
 
 FORMAT = 1
 EXTRA = "assets.extra"
@@ -134,6 +136,16 @@ def is_version(folder: Path) -> bool:
     return (folder / "saved_model.pb").is_file() or (folder / _NAME).is_file()
 
 
+def other_format(path: Path) -> str:
+    """Returns the format of a version, or of a folder of versions, that are no SavedModels."""
+    folders = [path, *(sorted(path.iterdir()) if path.is_dir() else [])]
+    for folder in folders:
+        if (folder / _NAME).is_file() and not (folder / "saved_model.pb").is_file():
+            file = read(folder).file
+            return file.format if file else ""
+    return ""
+
+
 _KEYS = tuple(key.name for key in dataclasses.fields(Contract) if key.name != "file")
 
 
@@ -191,13 +203,34 @@ def _checked(content: Any, path: Path) -> Contract:
             raise ExportError(f"'{path}' is damaged: '{name}' is no list of names; export again.")
         values[name] = tuple(values[name])
     if values["thresholds"] is not None:
-        values["thresholds"] = tuple(map(float, values["thresholds"]))
+        values["thresholds"] = _thresholds(values["thresholds"], len(values["classes"]), path)
+    if not isinstance(values["task"], str) or values["task"] not in TASKS:
+        raise ExportError(
+            f"'{path}': task {values['task']!r} is unknown; update kerastune_ft, or export again."
+        )
+    if values["modality"] != TASKS[values["task"]].modality:
+        raise ExportError(
+            f"'{path}' is damaged: {values['task']} is not of modality {values['modality']!r}; "
+            "export again."
+        )
+    if not isinstance(values["name"], str) or type(values["version"]) is not int:
+        raise ExportError(f"'{path}' is damaged: its name or version is none; export again.")
     if labels_digest(values["classes"]) != values["label_contract"]:
         raise ExportError(
             f"'{path}': the classes are not those that were exported, or in another order; "
             "export again."
         )
     return Contract(**values, file=_file(content.get("file"), path))
+
+
+def _thresholds(found: Any, count: int, path: Path) -> tuple[float, ...]:
+    right = isinstance(found, list) and len(found) == count
+    if not right or not all(type(x) in (int, float) and math.isfinite(x) for x in found):
+        raise ExportError(
+            f"'{path}' is damaged: expected {count} thresholds, one number of each label; export "
+            "again."
+        )
+    return tuple(map(float, found))
 
 
 def _file(content: Any, path: Path) -> File | None:

@@ -150,6 +150,21 @@ def odd_pictures() -> dict[str, bytes]:
     return made
 
 
+def odd_arrays(channels: int) -> dict[str, bytes]:
+    """Returns `.npy` files of pictures with so many channels, by name; always the same."""
+    made = {}
+    for name, height, width in (
+        ("plain.npy", 96, 128),
+        ("small.npy", 20, 30),
+        ("tall.npy", 300, 70),
+    ):
+        layers = [_drawn(height + at, width)[at : at + height, :, at % 3] for at in range(channels)]
+        file = io.BytesIO()
+        np.save(file, np.stack(layers, axis=-1))
+        made[name] = file.getvalue()
+    return made
+
+
 def _drawn(height: int, width: int) -> NDArray[np.uint8]:
     """Returns a picture with edges, slopes and fine patterns, `uint8 (height, width, 3)`."""
     y, x = np.mgrid[0:height, 0:width]

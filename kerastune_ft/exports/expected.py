@@ -23,8 +23,8 @@ from kerastune_ft.evaluation import EVALUATORS
 from kerastune_ft.exports import examples
 
 if TYPE_CHECKING:
+    from kerastune_ft.exports.asked import Answer
     from kerastune_ft.exports.graphs import Served
-    from kerastune_ft.exports.verification import Answer
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.runs import Run
 
@@ -90,9 +90,8 @@ def odd_rows(served: Served) -> list[tuple[str, ...]]:
 
 def _of_pictures(served: Served) -> Iterator[tuple[str, bytes, NDArray[np.float64]]]:
     choice, data = served.recipe.backbone, served.recipe.data
-    if choice.channels not in COLOURS:
-        return
-    files = examples.odd_pictures()
+    known = choice.channels in COLOURS
+    files = examples.odd_pictures() if known else examples.odd_arrays(choice.channels)
     pixels = [
         images.decode_bytes(raw, choice.side, data.resize, name=name, channels=choice.channels)
         for name, raw in files.items()

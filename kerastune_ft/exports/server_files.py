@@ -41,7 +41,7 @@ def write(base: Path, name: str, latency: Mapping[int | str, float]) -> None:
     Args:
         base: The folder of versions, which a container finds at `/models/<name>`.
         name: Of the model.
-        latency: Milliseconds of a request, by its number of examples.
+        latency: Milliseconds of a request, by its number of examples; {} if none was measured.
     """
     files.write_text(base / MODELS, models(name))
     files.write_text(base / BATCHING, batching(latency))
@@ -70,11 +70,12 @@ def batching(latency: Mapping[int | str, float]) -> str:
     a tensor's first number, which in a padding mask is a 1.
     """
     known = {int(size): ms for size, ms in latency.items()}
-    alone = known[1]
+    alone = known.get(1, 0.0)
     pays = [size for size, ms in known.items() if ms / size < _PAYS * alone]
     largest = max(pays, default=1)
     wait = int(1000 * _WAIT * alone) if largest > 1 else 0
     verdict = "pays here" if largest > 1 else "does not pay here: leave --enable_batching away"
+    verdict = verdict if known else "was not tried: leave --enable_batching away"
     return f"""# Read with --enable_batching alone. Measured where it was exported, ms of a
 # request by its examples: {known}. Joining requests {verdict}.
 # A request that fails fails those that it was joined with: a picture that cannot be read, or arrays

@@ -81,7 +81,8 @@ def add(base: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         content = {"formats": [*kept, *new.values()]}
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         files.write_text(base / NAME, text + "\n")
-    (base / _LOCK).unlink(missing_ok=True)
+        # While it is held: whoever waits for this file sees that it is gone, and makes another.
+        (base / _LOCK).unlink(missing_ok=True)
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerastune_ft import formats
+from kerastune_ft.errors import ExportError
 from kerastune_ft.exports import elsewhere
 from kerastune_ft.exports.contract import Contract
 from kerastune_ft.recipe_export import LEAST_AGREEMENT, MOST_LOST
@@ -90,6 +91,10 @@ def judged(
     trial = elsewhere.tried(folder, contract.file, inputs)
     said = np.asarray(trial.said, np.float64)
     expected = np.stack([answer for _, answer in named])
+    if said.shape != expected.shape:
+        raise ExportError(
+            f"'{folder}' returns {said.shape}, the run's model {expected.shape}; export again."
+        )
     own = slice(len(named) - len(labels), None) if labels else slice(None)
     numbers = TASKS[contract.task].labels == "numbers"
     outputs = Outputs(

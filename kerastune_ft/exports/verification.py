@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from kerastune_ft import files
 from kerastune_ft import recipe as recipes
-from kerastune_ft.errors import ExportError, KftError, ServingError
+from kerastune_ft.errors import ExportError, KftError
+from kerastune_ft.exports import asked, trials
 from kerastune_ft.exports import contract as contracts
 from kerastune_ft.exports import examples as examples_
-from kerastune_ft.exports import trials
+from kerastune_ft.exports.asked import Answer, Answers, Other, Raw, Said
 from kerastune_ft.exports.contract import Contract
 from kerastune_ft.exports.trials import Limits
 from kerastune_ft.runs import Run
@@ -40,18 +41,19 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Of a probability; of a number, in standard deviations of the training examples."""
 
+MOST_REFUSED = 0.5
+"""Share of the examples of the data that an export may refuse, because only training reads them."""
+
 _NAME, _ODD = "verification.json", "verification"
 _BATCH = 16
 _ROUNDS = 20
 _SHOWN = 5
 _CLOSE = 1e-3
+_BY = " by "
 _OTHER_TEXT, _ERROR = 1.0, 2.0
 
-Raw: TypeAlias = bytes | tuple[str, ...]
-Answer: TypeAlias = NDArray[np.float64] | str
-"""Probabilities or numbers, or a text."""
-
-Answers: TypeAlias = Callable[[Sequence[Raw]], Sequence[Answer]]
+_Told: TypeAlias = tuple[str, Answer, Said | ExportError]
+"""Name of an example, what training said of it, and what is said now."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ class Verified:
     Args:
         odd: How many odd pictures or texts were compared.
         examples: How many examples of the run's data were.
+        answers: How many answers were, by all signatures.
         missing: Why no more of them were, "" if all were.
-        refused: Names of examples that an export cannot read, and says so.
+        refused: Names of examples of the data that an export cannot read, and says so. Odd ones it
+            has to read.
         largest: Difference of all that answered, in the unit of `TOLERANCE`.
         agreement: Share of examples of which both name the same class, or say the same text; None
             of numbers.
@@ -92,6 +96,7 @@ class Verified:
 
     odd: int
     examples: int
+    answers: int
     missing: str
     refused: tuple[str, ...]
     largest: float
@@ -117,8 +122,19 @@ class Verified:
             f"examples, at least {least:g} was wanted; {compared} were asked, {largest}"
         )
 
+    @property
+    def _refuses_too_much(self) -> bool:
+        return len(self.refused) > MOST_REFUSED * (self.examples + len(self.refused))
+
     def check(self, folder: Path) -> None:
         """Raises `ExportError` if something differs, with what differs most."""
+        if self._refuses_too_much and not self.differences:
+            some = ", ".join(self.refused[:_SHOWN])
+            raise ExportError(
+                f"'{folder}' refuses {len(self.refused)} of {self.examples + len(self.refused)} "
+                f"examples of the run's data, at most {MOST_REFUSED:.0%} may be: {some}; convert "
+                "them to JPEG or PNG, as a server will be sent them, and train again."
+            )
         if self.shortfalls:
             lines = "\n".join(f"  {line}" for line in self.shortfalls)
             raise ExportError(
@@ -133,7 +149,7 @@ class Verified:
         ]
         raise ExportError(
             f"'{folder}' does not answer as the training process did: {len(self.differences)} of "
-            f"{self.odd + self.examples} examples differ by more than {TOLERANCE:g}, at most by "
+            f"{self.answers} answers differ by more than {TOLERANCE:g}, at most by "
             f"{max(row.largest for row in self.differences):.2g}:\n" + "\n".join(shown)
         )
 
@@ -158,13 +174,16 @@ def expectation(run: Run, served: Served, found: Examples | str) -> Expectation:
         run: That is exported.
         served: What is exported of it.
         found: Examples of its data, or why there are none.
+
+    Raises:
+        ExportError: If they answer with what is no number.
     """
     from kerastune_ft import predictions
     from kerastune_ft.exports import expected
 
     odd, pictures = [], {}
     for name, raw, said in expected.of_odd(served, predictions.tokenizer_of(_first(run, served))):
-        row: dict[str, Any] = {"name": name, "expected": _plain(said)}
+        row: dict[str, Any] = {"name": name, "expected": _plain(said, name, run)}
         if isinstance(raw, bytes):
             pictures[name] = raw
         else:
@@ -175,7 +194,7 @@ def expectation(run: Run, served: Served, found: Examples | str) -> Expectation:
         told = expected.of_split(run, served, found.split)
         pairs = zip(found.split.names, found.digests(), told, strict=True)
         rows = [
-            {"name": name, "sha256": digest, "expected": _plain(said)}
+            {"name": name, "sha256": digest, "expected": _plain(said, name, run)}
             for name, digest, said in pairs
         ]
     content = {
@@ -210,6 +229,10 @@ def expect(folder: Path, wanted: Expectation, limits: Limits | None = None) -> N
 def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> Verified:
     """Compares an export, or a server, with what was expected when it was written.
 
+    Where examples are taken as they are, all that is said beside an answer is held to it and to the
+    classes of the contract, and the odd examples are put to the other signatures too. A server
+    with other labels, or in another order, differs.
+
     Args:
         folder: Of a version.
         url: Of a server that serves it, such as `http://localhost:8501`; None loads the graph
@@ -217,7 +240,8 @@ def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> 
         run: Where the run lies, if it was moved.
 
     Raises:
-        ExportError: If there is no such export, it is damaged, or the server has other labels.
+        ExportError: If there is no such export, or it is damaged.
+        ServingError: If there is no such server, or it does not have this version.
     """
     contract = contracts.read(folder)
     record = _record(folder)
@@ -226,54 +250,63 @@ def verify(folder: Path, *, url: str | None = None, run: Path | None = None) -> 
     scale = np.asarray(record["scale"], np.float64)
     inputs = [(row["name"], _odd_input(folder, row), _read(row)) for row in record["odd"]]
     more, missing, labels = _examples(record, run)
-    told: list[tuple[str, Answer, Answer | ExportError]]
+    if not inputs and not more:
+        raise ExportError(
+            f"'{folder}': there is nothing to compare: {missing}, and no odd ones; export again, "
+            "where the run's data are."
+        )
+    told: list[_Told]
     row: Mapping[str, Any] | None = None
     shortfalls: tuple[str, ...] = ()
     latency: Mapping[int, float] = {}
     limits = None if contract.exact else Limits(**record.get("limits", {}))
+    beside: list[_Told] = []
     if contract.file is None:
-        answers = _of_server(url, folder, contract) if url else of_graph(folder, contract)
-        told = _answered(answers, inputs + more)
-        if not url and inputs:
-            latency = _latency(answers, [raw for _, raw, _ in inputs])
+        version = (
+            asked.of_server(url, folder, contract) if url else asked.of_graph(folder, contract)
+        )
+        told = _answered(version.default(), inputs + more)
+        for other in version.others():
+            beside += _of_other(other, inputs)
+        if not url:
+            good = [
+                raw
+                for (_, raw, _), each in zip(inputs + more, told, strict=True)
+                if isinstance(each[2], Said)
+            ]
+            latency = _latency(version.answers(), good)
     else:
-        asked = inputs + more
-        of_all = _wanted(folder, contract)([raw for _, raw, _ in asked])
+        every = inputs + more
+        of_all = asked.wanted_of(folder, contract)([raw for _, raw, _ in every])
         found = trials.judged(
             folder,
             contract,
             of_all,
-            [(name, expected) for name, _, expected in asked],
+            [(name, expected) for name, _, expected in every],
             labels,
             scale,
             limits or Limits(),
         )
         row, shortfalls = found.row, found.shortfalls
         latency = {1: found.row["latency_ms_1"], 8: found.row["latency_ms_8"]}
-        told = [(*pair[::2], said) for pair, said in zip(asked, found.said, strict=True)]
-    differences, refused, errors, same = [], [], [], []
-    for name, expected, said in told:
-        if isinstance(said, ExportError):
-            if _is_refusal(str(said)):
-                refused.append(name)
-            else:
-                differences.append(Difference(name, _shown(expected), str(said), _ERROR))
-            continue
-        error, alike = _compared(expected, said, scale)
-        errors.append(error)
-        same.append(alike)
-        if contract.exact and not error <= record["tolerance"]:
-            differences.append(Difference(name, _shown(expected), _shown(said), error))
-    if not errors:
-        raise ExportError(f"'{folder}': there was nothing to compare; export again.")
+        told = [(*pair[::2], Said(said)) for pair, said in zip(every, found.said, strict=True)]
+    own = told[len(inputs) :]
+    refused = tuple(name for name, _, said in own if _refuses(said))
+    compared = [*told[: len(inputs)], *(each for each in own if not _refuses(each[2]))]
+    tolerance = float(record["tolerance"]) if contract.exact else None
+    differences, errors, same = _differences(compared, scale, tolerance)
+    others, more_errors, _ = _differences(beside, scale, tolerance)
+    known = {row.name for row in differences}
+    others = [row for row in others if row.name.rsplit(_BY, 1)[0] not in known]
     return Verified(
         odd=len(inputs),
-        examples=len(more),
+        examples=len(own) - len(refused),
+        answers=len(compared) + len(beside),
         missing=missing,
-        refused=tuple(refused),
-        largest=max(errors),
-        agreement=None if "regression" in contract.task else float(np.mean(same)),
-        differences=tuple(sorted(differences, key=lambda row: -row.largest)),
+        refused=refused,
+        largest=max([*errors, *more_errors], default=0.0),
+        agreement=None if "regression" in contract.task else float(np.mean(same or [False])),
+        differences=tuple(sorted(differences + others, key=lambda row: -row.largest)),
         latency=latency,
         row=row,
         shortfalls=shortfalls,
@@ -287,31 +320,71 @@ def requests(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     if not record["odd"]:
         return []
     raw = [_odd_input(folder, row) for row in record["odd"][:8]]
-    wanted = _wanted(folder, contract)
+    wanted = asked.wanted_of(folder, contract)
     return [("serving_default", wanted(some)) for some in (raw[:1], raw)]
 
 
 def _answered(
-    answers: Answers, inputs: Sequence[tuple[str, Raw, Answer]]
-) -> list[tuple[str, Answer, Answer | ExportError]]:
+    ask: Callable[[Sequence[Raw]], Sequence[Said]],
+    inputs: Sequence[tuple[str, Raw, Answer]],
+    batch: int = _BATCH,
+) -> list[_Told]:
     """Asks in batches; one that fails is asked again one by one, to know which it was."""
-    told: list[tuple[str, Answer, Answer | ExportError]] = []
-    for start in range(0, len(inputs), _BATCH):
-        some = inputs[start : start + _BATCH]
-        said: Sequence[Answer | ExportError]
+    told: list[_Told] = []
+    for start in range(0, len(inputs), batch):
+        some = inputs[start : start + batch]
+        said: Sequence[Said | ExportError]
         try:
-            said = answers([raw for _, raw, _ in some])
+            said = ask([raw for _, raw, _ in some])
         except ExportError:
-            said = [_alone(answers, raw) for _, raw, _ in some]
+            said = [_alone(ask, raw) for _, raw, _ in some]
         told += [(name, expected, one) for (name, _, expected), one in zip(some, said, strict=True)]
     return told
 
 
-def _alone(answers: Answers, raw: Raw) -> Answer | ExportError:
+def _alone(ask: Callable[[Sequence[Raw]], Sequence[Said]], raw: Raw) -> Said | ExportError:
     try:
-        return answers([raw])[0]
+        return ask([raw])[0]
     except ExportError as error:
         return error
+
+
+def _of_other(other: Other, inputs: Sequence[tuple[str, Raw, Answer]]) -> list[_Told]:
+    """Puts odd examples to a signature beside the default one."""
+    named = [
+        (f"{name}{_BY}'{other.name}'", raw, expected)
+        for name, raw, expected in inputs[: other.most]
+    ]
+    return _answered(other.ask, named, other.batch or _BATCH)
+
+
+def _differences(
+    told: Sequence[_Told], scale: NDArray[np.float64], tolerance: float | None
+) -> tuple[list[Difference], list[float], list[bool]]:
+    """Returns what differs, all errors of what was answered, and whether each names the same.
+
+    Args:
+        told: What was expected, and what was said.
+        scale: What differences of outputs are divided by.
+        tolerance: None of what does not have to be exact.
+    """
+    differences, errors, same = [], [], []
+    for name, expected, said in told:
+        if isinstance(said, ExportError):
+            differences.append(Difference(name, _shown(expected), plain(str(said)), _ERROR))
+            same.append(False)
+            continue
+        error, alike = _compared(expected, said.answer, scale)
+        errors.append(error)
+        same.append(alike and not said.wrong)
+        if tolerance is None:
+            continue
+        if said.wrong:
+            largest = max(_OTHER_TEXT, error)
+            differences.append(Difference(name, _shown(expected), said.wrong, largest))
+        elif not error <= tolerance:
+            differences.append(Difference(name, _shown(expected), _shown(said.answer), error))
+    return differences, errors, same
 
 
 def _compared(expected: Answer, said: Answer, scale: NDArray[np.float64]) -> tuple[float, bool]:
@@ -319,6 +392,8 @@ def _compared(expected: Answer, said: Answer, scale: NDArray[np.float64]) -> tup
     if isinstance(expected, str) or isinstance(said, str):
         alike = isinstance(said, str) and said == expected
         return (0.0 if alike else _OTHER_TEXT), alike
+    if said.shape != expected.shape:
+        return _ERROR, False
     two = np.sort(expected)[-2:]
     tie = len(two) > 1 and two[1] - two[0] < _CLOSE
     alike = tie or bool(expected.argmax() == said.argmax())
@@ -341,101 +416,20 @@ def _is_refusal(said: str) -> bool:
     return REFUSAL[:40] in said
 
 
+def _refuses(said: Said | ExportError) -> bool:
+    return isinstance(said, ExportError) and _is_refusal(str(said))
+
+
 def of_version(folder: Path, contract: Contract) -> Answers:
     """Returns what asks a version itself, in this process.
 
     It raises `ExportError` where the graph does, or of what cannot be read.
     """
     if contract.file is None:
-        return of_graph(folder, contract)
+        return asked.of_graph(folder, contract).answers()
     from kerastune_ft.exports import artefacts
 
-    return artefacts.of_file(folder, contract, _wanted(folder, contract))
-
-
-def of_graph(folder: Path, contract: Contract) -> Answers:
-    """Returns what asks the graph itself.
-
-    It raises `ExportError` where the graph does.
-    """
-    import tensorflow as tf
-
-    if contract.modality == "text":
-        import tensorflow_text  # noqa: F401 - its operations
-
-    try:
-        loaded = tf.saved_model.load(str(folder))
-    except (OSError, ValueError, tf.errors.OpError) as error:
-        raise ExportError(f"'{folder}' cannot be loaded: {error}; export again.") from error
-    signature = loaded.signatures["serving_default"]
-    wanted = _wanted(folder, contract)
-
-    told = _teller(folder)
-
-    def answers(raw: Sequence[Raw]) -> Sequence[Answer]:
-        try:
-            said = signature(**{key: tf.constant(value) for key, value in wanted(raw).items()})
-        except tf.errors.OpError as error:
-            raise ExportError(error.message) from error
-        return told({key: value.numpy() for key, value in said.items()})
-
-    answers.loaded = loaded  # type: ignore[attr-defined]  # owns the variables
-    return answers
-
-
-def _of_server(url: str, folder: Path, contract: Contract) -> Answers:
-    """Returns what asks a server."""
-    from kerastune_ft.serving import client
-
-    wanted, told = _wanted(folder, contract), _teller(folder)
-
-    client.metadata(url, contract.name)  # whose error says what is wrong with the server
-
-    def answers(raw: Sequence[Raw]) -> Sequence[Answer]:
-        try:
-            said = client.predict(url, contract.name, "serving_default", wanted(raw))
-        except ServingError as error:
-            raise ExportError(str(error)) from error
-        return told(said)
-
-    return answers
-
-
-def _wanted(folder: Path, contract: Contract) -> Callable[[Sequence[Raw]], dict[str, Any]]:
-    """Returns what makes of examples the inputs of `serving_default`."""
-    from kerastune_ft.exports import expected
-
-    if contract.inputs == ("image_bytes",):
-        return lambda raw: {"image_bytes": np.asarray(raw, object)}
-    if contract.inputs == ("images",):
-        return expected.arrays_of_bundle(contracts.extra(folder))
-    if contract.inputs == contract.text_inputs:
-        return lambda raw: {
-            name: np.asarray([row[at] for row in raw], object)
-            for at, name in enumerate(contract.inputs)
-        }
-    return expected.tokens_of_bundle(contracts.extra(folder))
-
-
-def _teller(folder: Path) -> Callable[[Mapping[str, Any]], Sequence[Answer]]:
-    """Returns what makes answers of the outputs of `serving_default`."""
-
-    def told(said: Mapping[str, Any]) -> Sequence[Answer]:
-        for name in ("written", "tags"):
-            if name in said:
-                return [_text(value) for value in said[name]]
-        if "written_ids" in said:
-            from kerastune_ft.exports import expected
-
-            return expected.texts_of_bundle(contracts.extra(folder), said["written_ids"])
-        values = said["probabilities"] if "probabilities" in said else said["values"]
-        return list(np.asarray(values, np.float64))
-
-    return told
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return artefacts.of_file(folder, contract, asked.wanted_of(folder, contract))
 
 
 def _examples(
@@ -476,9 +470,9 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _latency(answers: Answers, raw: Sequence[Raw]) -> dict[int, float]:
-    """Measures requests of 1, 8 and 32 examples, in milliseconds."""
-    found = {}
-    for size in (1, 8, 32):
+    """Measures requests of 1, 8 and 32 examples, in milliseconds; {} if there are none."""
+    found: dict[int, float] = {}
+    for size in (1, 8, 32) if raw else ():
         batch = [raw[i % min(4, len(raw))] for i in range(size)]
         seconds = []
         answers(batch)
@@ -496,8 +490,13 @@ def _first(run: Run, served: Served) -> Run:
     return predictions.members(run, served.recipe)[0]
 
 
-def _plain(said: Answer) -> str | list[float]:
-    """Returns an answer as JSON has it."""
+def _plain(said: Answer, name: str, run: Run) -> str | list[float]:
+    """Returns an answer as JSON has it, which has no NaN."""
+    if not isinstance(said, str) and not np.isfinite(said).all():
+        raise ExportError(
+            f"run '{run.path}': its model answers to {name} with what is no number; nothing can be "
+            "compared with that. Train it again, with a smaller learning rate."
+        )
     return said if isinstance(said, str) else [float(value) for value in said]
 
 

@@ -297,13 +297,19 @@ class BytePairs:
         words = self._words(texts)
         octets = tf.strings.bytes_split(words.values)
         padded = tf.concat([octets.values, [b"\x00"]], 0)  # of none no column could be taken
-        decoded = tf.io.decode_raw(padded, tf.uint8)[:-1, 0]
-        numbers = tf.RaggedTensor.from_row_splits(decoded, octets.row_splits)
-        ids = tf.gather(tf.constant(self.octets, tf.int64), tf.cast(numbers.to_tensor(0), tf.int32))
-        real = tf.sequence_mask(numbers.row_lengths(), tf.shape(ids)[1])
-        merged = self._merged(tf.where(real, ids, tf.constant(_NONE, tf.int64)))
-        of_words = tf.RaggedTensor.from_tensor(merged)
-        kept = tf.ragged.boolean_mask(of_words, of_words != _NONE)
+        numbers = tf.cast(tf.io.decode_raw(padded, tf.uint8)[:-1, 0], tf.int32)
+        ids, of_word = tf.gather(tf.constant(self.octets, tf.int64), numbers), octets.value_rowids()
+        # Long words take many rounds, in which short ones should not have to take part.
+        long = tf.gather(octets.row_lengths() > _LONG, of_word)
+        some = [
+            self._merged(tf.boolean_mask(ids, part), tf.boolean_mask(of_word, part), octets.nrows())
+            for part in (~long, long)
+        ]
+        ids, of_word = (tf.concat(both, 0) for both in zip(*some, strict=True))
+        order = tf.argsort(of_word, stable=True)
+        kept = tf.RaggedTensor.from_value_rowids(
+            tf.gather(ids, order), tf.gather(of_word, order), nrows=octets.nrows()
+        )
         whole = tf.RaggedTensor.from_row_splits(kept, words.row_splits)
         return tf.cast(whole.merge_dims(1, 2), tf.int32)
 
@@ -349,44 +355,63 @@ class BytePairs:
             tf.boolean_mask(both, kept), tf.boolean_mask(rows, kept), nrows=found.nrows()
         )
 
-    def _merged(self, ids: Tensor) -> Tensor:
+    def _merged(self, ids: Tensor, of_word: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Merges the most urgent pair of every word until none is left.
 
+        All words lie in one row, so that memory grows with what there is to merge, however long
+        the longest word is.
+
         Args:
-            ids: `int64 (words, length)`, with `_NONE` behind the end.
+            ids: `int64 (octets,)`.
+            of_word: The number of the word of each, `int64 (octets,)`, ascending.
+            words: How many words there are, `int64 ()`.
+
+        Returns:
+            The tokens, and the word of each.
         """
         import tensorflow as tf
 
         results = tf.constant([made for _, _, made in self.merges] or [0], tf.int64)
         never = tf.constant(len(self.merges), tf.int64)
 
-        def ranks(ids: Tensor) -> Tensor:
-            pairs = ids[:, :-1] * _SPREAD + ids[:, 1:]
-            real = (ids[:, :-1] != _NONE) & (ids[:, 1:] != _NONE)
-            found = self._table.lookup(tf.where(real, pairs, tf.constant(-1, tf.int64)))
-            # So that a word of one octet has a pair as well, which is none.
-            return tf.pad(found, [[0, 0], [0, 1]], constant_values=len(self.merges))
+        def ranks(ids: Tensor, of_word: Tensor, places: Tensor) -> Tensor:
+            """Returns which merge the tokens at some places and behind them are."""
+            behind = tf.minimum(places + 1, tf.size(ids) - 1)
+            pairs = tf.gather(ids, places) * _SPREAD + tf.gather(ids, behind)
+            real = (behind > places) & (tf.gather(of_word, places) == tf.gather(of_word, behind))
+            return self._table.lookup(tf.where(real, pairs, tf.constant(-1, tf.int64)))
 
-        def goes_on(ids: Tensor, found: Tensor) -> Tensor:
+        def goes_on(ids: Tensor, of_word: Tensor, found: Tensor) -> Tensor:
             return tf.reduce_any(found < never)
 
-        def step(ids: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-            place = tf.argmin(found, axis=1, output_type=tf.int32)
-            rank = tf.gather(found, place, batch_dims=1)
-            merges = rank < never
-            places = tf.range(tf.shape(ids)[1])[tf.newaxis]
-            made = tf.gather(results, tf.minimum(rank, tf.maximum(never - 1, 0)))
-            here = (places == place[:, tf.newaxis]) & merges[:, tf.newaxis]
-            behind = (places > place[:, tf.newaxis]) & merges[:, tf.newaxis]
-            shifted = tf.pad(ids[:, 1:], [[0, 0], [0, 1]], constant_values=_NONE)
-            ids = tf.where(here, made[:, tf.newaxis], tf.where(behind, shifted, ids))
-            return ids, ranks(ids)
+        def step(ids: Tensor, of_word: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            every = tf.range(tf.size(ids))
+            least = tf.gather(tf.math.unsorted_segment_min(found, of_word, words), of_word)
+            candidates = tf.boolean_mask(every, (found == least) & (found < never))
+            of_each = tf.gather(of_word, candidates)
+            first = tf.concat([[True], of_each[1:] != of_each[:-1]], 0)
+            place = tf.boolean_mask(candidates, first)  # of the leftmost one of each word
+            made = tf.gather(results, tf.gather(found, place))
+            ids = tf.tensor_scatter_nd_update(ids, place[:, tf.newaxis], made)
+            gone = tf.scatter_nd(place[:, tf.newaxis] + 1, tf.ones_like(place), tf.shape(ids))
+            kept = gone == 0
+            ids, of_word, found = (tf.boolean_mask(row, kept) for row in (ids, of_word, found))
+            place -= tf.range(tf.size(place))  # as many have gone before it
+            changed = tf.concat([place, tf.maximum(place - 1, 0)], 0)
+            again = ranks(ids, of_word, changed)
+            return ids, of_word, tf.tensor_scatter_nd_update(found, changed[:, tf.newaxis], again)
 
-        shapes = (tf.TensorShape((None, None)), tf.TensorShape((None, None)))
-        return tf.while_loop(goes_on, step, (ids, ranks(ids)), shape_invariants=shapes)[0]
+        row = tf.TensorShape((None,))
+        found = ranks(ids, of_word, tf.range(tf.size(ids)))
+        merged = tf.while_loop(
+            goes_on, step, (ids, of_word, found), shape_invariants=(row, row, row)
+        )
+        return merged[0], merged[1]
 
 
-_NONE = -1
+_LONG = 32
+"""Octets of a word that is merged apart from short ones."""
+
 _SPREAD = 1 << 32
 
 
