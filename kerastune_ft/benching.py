@@ -279,7 +279,8 @@ def _advice(found: Bench, recipe: Recipe) -> Iterator[str]:
     if any(stage.still_blocks for stage in found.stages):
         names = ", ".join(f"'{s.name}'" for s in found.stages if s.still_blocks)
         state = recipe.train.cache
-        yield f"train.cache (now {state}): the frozen blocks of {names} once, not every epoch"
+        kept = f"train.cache (now {state}): the frozen blocks of {names} once, not every epoch"
+        yield kept + _by_itself(state, "where that saves time; these figures are without it")
     if last.together < last.model / _CLOSE:
         for line in _pipeline_advice(found, recipe):
             yield f"{line}; the pipeline takes processors from the model"
@@ -299,12 +300,19 @@ def _pipeline_advice(found: Bench, recipe: Recipe) -> Iterator[str]:
         if feeding.changes_of(recipe) is not None:
             yield "data.text_augment=none: changed texts are tokenised anew in every epoch"
         return
-    for rate, said in (
-        (found.unchanged, "data.augment=none, or fewer changes"),
-        (found.kept, f"data.cache=disk (now {recipe.data.cache}), from the second pass on"),
+    state = recipe.data.cache
+    itself = _by_itself(state, "of pictures that are read more than once")
+    for rate, said, more in (
+        (found.unchanged, "data.augment=none, or fewer changes", ""),
+        (found.kept, f"data.cache=disk (now {state}), from the second pass on", itself),
     ):
         if rate is not None and rate > _CLOSE * found.pipeline:
-            yield f"{said}: {rate / found.pipeline:.1f} times as many"
+            yield f"{said}: {rate / found.pipeline:.1f} times as many{more}"
+
+
+def _by_itself(state: str, when: str) -> str:
+    """Returns what to add to an advice that `auto` follows without being told."""
+    return f"; `kft fit` does so by itself, {when}" if state == "auto" else ""
 
 
 def _figure(value: float) -> str:

@@ -77,7 +77,11 @@ def verdict(rows: Sequence[Row], metric: str, mode: Literal["min", "max"]) -> di
         validation, in the metric.
     """
     if len(rows) < 2 or any("val_loss" not in row for row in rows):
-        return {"verdict": "unknown", "reason": "there is nothing to compare with.", "gap": []}
+        return {
+            "verdict": "unknown",
+            "reason": "one epoch, or no validation, is too little to tell.",
+            "gap": [],
+        }
     sign = 1.0 if mode == "max" else -1.0
     gap = [round(sign * (row[metric] - row[f"val_{metric}"]), 6) for row in rows]
     training = [row["loss"] for row in rows]

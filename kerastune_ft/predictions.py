@@ -9,7 +9,7 @@ for prediction in predict(run, [Path("photo.jpg")]): ...
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,10 @@ from kerastune_ft import (
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.checks import relabelling
-from kerastune_ft.data import Split, Splits, images, splitting, tables, tokenizing
+from kerastune_ft.data import Split, Splits, feeding, images, splitting, tables, tokenizing
+from kerastune_ft.data.looks import DIGEST
+from kerastune_ft.data.tables import Finding
+from kerastune_ft.data.texts import Texts
 from kerastune_ft.errors import DataError, KftError, RunError
 from kerastune_ft.evaluation import EVALUATORS, Evaluation
 from kerastune_ft.recipe import Data, Recipe
@@ -95,7 +98,11 @@ def evaluate(run: Run, path: str | None = None) -> tuple[Recipe, Split, Evaluati
     """
     recipe, outputs = contract(run)
     folds = members(run, recipe) if recipe.train.folds > 1 else ()
-    split = own_split(run, recipe) if path is None else _other_data(recipe, path, outputs)
+    if path is None:
+        split = own_split(run, recipe)
+    else:
+        split = _other_data(recipe, path, outputs)
+        split = replace(split, findings=split.findings + _trained_on(run, recipe, split))
     tuned_here = path is None and split.name == "validation"
     if tuned_here and folds:
         said = out_of_fold(folds, recipe, split, outputs)[0]
@@ -396,6 +403,30 @@ def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:
         )
     source = "image_csv" if Path(path).expanduser().is_file() else "image_folder"
     return data.load_all(elsewhere(recipe, source, path), outputs.names, kind)
+
+
+def _trained_on(run: Run, recipe: Recipe, split: Split) -> tuple[Finding, ...]:
+    """Returns a finding about examples of other data that a run was trained on, if there are."""
+    try:
+        known = set(_contents(training_split(run, recipe)))
+    except (DataError, OSError):  # its own data have changed, or are gone: nobody knows
+        return ()
+    pairs = zip(split.names, _contents(split), strict=True)
+    names = [name for name, content in pairs if content in known]
+    if not names:
+        return ()
+    message = "examples that the run was trained on, and therefore answers too well"
+    return (tables.finding("trained_on", "warn", message, names),)
+
+
+def _contents(split: Split) -> list[Hashable]:
+    """Returns of each example what it is the same by: a digest, or its texts."""
+    content = split.content
+    if isinstance(content, Texts):
+        columns = [content.first, *([content.second] if content.second is not None else [])]
+        return list(zip(*columns, strict=True))
+    # Inspection keeps the first half of what `feeding` computes where nothing was inspected.
+    return [bytes(digest)[:DIGEST] for digest in feeding.digests(split)]
 
 
 def elsewhere(recipe: Recipe, source: str, path: str) -> Data:

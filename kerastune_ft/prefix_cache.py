@@ -55,6 +55,7 @@ _PLAINLY = 2  # times fewer passes: nothing is estimated either, if examples are
 _SMALL = 60_000  # bytes, which are read sooner than any network takes a picture or a text
 _LARGEST = 30_000.0  # half of what float16 holds
 _MEMORY = 0.25  # share of the free memory that `auto` takes
+_WORTH = 1.25  # times what is spent is to be saved: both are estimates
 _DISK_RATE = 300e6  # bytes a second, written or read; slower than any disk of today
 _RATES = {"cpu": 3e10}  # multiplications a second: ResNet50 does more, MobileNet less
 _RATE = 2e12  # of other devices
@@ -322,7 +323,7 @@ class PrefixCache:
         left = [k for k in kept if choices[k].blocks]
         spent = once * max((seconds[k] for k in left), default=0.0)
         saved = sum(gain[k] for k in left)
-        if left and saved <= spent:
+        if left and saved <= _WORTH * spent:
             return none(f"about {_time(spent)} would be spent to save {_time(saved)}")
         return choices, f"about {_time(spent)} spent to save {_time(saved)}"
 

@@ -299,6 +299,21 @@ def test_evaluate_scores_other_data_and_refuses_unknown_classes(run: Path, photo
     assert "does not know: 'pink'; it knows 'blue', 'green', 'red'" in said
 
 
+def test_evaluate_counts_examples_that_the_run_was_trained_on(run: Path, tmp_path: Path) -> None:
+    photos, rows = run.parents[1] / "photos", rows_of(run / "splits.csv")
+    trained = sum(row["split"] == "train" for row in rows)
+    done = kft("evaluate", run, "--data", photos)
+    said = f"the run was trained on, and therefore answers too well: {trained} ("
+    assert trained > 10 and said in " ".join(done.output.split())
+    for row in rows:
+        if row["split"] != "train":
+            target = tmp_path / row["name"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photos / row["name"], target)
+    done = kft("evaluate", run, "--data", tmp_path)
+    assert done.exit_code == 0 and "was trained on" not in " ".join(done.output.split())
+
+
 def test_predict_agrees_with_the_run_and_gives_errors_a_row(run: Path, tmp_path: Path) -> None:
     held_out = rows_of(run / "predictions.csv")
     folder = tmp_path / "new"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import write_photos
 from PIL import Image, PngImagePlugin
 
 from kerastune_ft import data
@@ -1033,3 +1034,21 @@ def test_official_splits_of_real_photographs_are_kept() -> None:
     splits = data.load(section("image_folder", ASSETS / "clothing10"))
     assert [len(split) for split in splits.all] == [3068, 341, 372]
     assert len(splits.class_names) == 10
+
+
+def test_class_folders_that_lie_one_deeper_are_named(tmp_path):
+    write_photos(tmp_path / "photos" / "images")
+    settings = Data(source="image_folder", path=str(tmp_path / "photos"))
+    with pytest.raises(DataError, match=r"'images' would be the only class.*did you mean .*images"):
+        data.load(settings, "class")
+
+
+def test_a_table_none_of_whose_files_is_there_says_where_its_paths_count_from(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("path,label\na.jpg,cat\nb.jpg,dog\n")
+    settings = Data(source="image_csv", path=str(table))
+    with pytest.raises(
+        DataError,
+        match=r"'a.jpg', 'b.jpg'; no such files are there: their paths count from data.root",
+    ):
+        data.load(settings, "class")

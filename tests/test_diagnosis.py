@@ -94,8 +94,10 @@ def test_without_validation_or_with_one_epoch_nothing_is_known():
     del rows[0]["val_loss"]
     found = diagnosis.verdict(rows, "accuracy", "max")
     assert found == {
-        "verdict": "unknown", "reason": "there is nothing to compare with.", "gap": [],
-    }  # fmt: skip
+        "verdict": "unknown",
+        "reason": "one epoch, or no validation, is too little to tell.",
+        "gap": [],
+    }
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.75, "good"), (0.76, "unstable")])

@@ -164,6 +164,11 @@ ADVICE: dict[str, Advice] = {
         "data.leakage=drop leaves the copies in training out, with train.folds "
         "data.cleaning.duplicates=first does; data.leakage=warn trains anyway.",
     ),
+    "trained_on": Advice(
+        "Examples that the run was trained on",
+        "The score is too good.",
+        "Score on data that the run has not seen; its own test split is 'kft evaluate RUN'.",
+    ),
     "leaked_near_copies": Advice(
         "Near copies on both sides of the splits",
         "The model has nearly seen what it is scored on: scores may be too good.",

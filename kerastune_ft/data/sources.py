@@ -173,6 +173,8 @@ def _parts(root: Path) -> list[tuple[str | None, Path]]:
         )
     named = [(split_named(folder.name), folder) for folder in folders]
     splits = [split for split, _ in named if split]
+    if len(folders) == 1 and not splits:
+        _check_depth(folders[0], root)
     if len(splits) < len(folders):  # 'train' beside 'car' and 'bus' is a class
         train = [folder for split, folder in named if split == "train"]
         if len(splits) > 1 and train and _folders(train[0]):
@@ -196,6 +198,16 @@ def _parts(root: Path) -> list[tuple[str | None, Path]]:
             "expected train/ beside them, or one sub-folder per class."
         )
     return sorted(named, key=lambda part: SPLITS.index(str(part[0])))
+
+
+def _check_depth(only: Path, root: Path) -> None:
+    """Refuses a folder whose class folders lie one deeper: a single class cannot be learned."""
+    deeper = _folders(only)
+    if len(deeper) > 1:
+        raise DataError(
+            f"{root}: '{only.name}' would be the only class, and holds the folders "
+            f"{first_few([folder.name for folder in deeper], 4)}; did you mean {only}?"
+        )
 
 
 def _class_folders(folder: Path, root: Path) -> list[Path]:

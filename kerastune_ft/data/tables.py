@@ -505,7 +505,10 @@ def because(table: Table) -> str:
     if not lost:
         return ""
     count = sum(f.count for f in lost)
-    return f" ({count:,} could not be used, such as {first_few(lost[0].names, 3)})"
+    shown = f"{count:,} could not be used, such as {first_few(lost[0].names, 3)}"
+    if lost[0].kind == "missing_file":
+        shown += "; no such files are there: their paths count from data.root"
+    return f" ({shown})"
 
 
 def split_named(word: str) -> str | None:

@@ -322,8 +322,9 @@ def _show(console: Console, path: Path, report: dict[str, Any], inside: bool | s
     if report["refused"]:
         shown = ", ".join(report["refused"][:3])
         console.print(
-            f"  [yellow]warning[/]  {len(report['refused'])} cannot be read by a server, and are "
-            f"refused: {escape(shown)}",
+            f"  [yellow]warning[/]  {len(report['refused'])} of its data a server refuses, for "
+            "want of operations that read them as training did (GIF, TIFF and other rare files): "
+            f"{escape(shown)}",
             highlight=False,
         )
     if inside is not True:

@@ -89,7 +89,7 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns rows of one task as they are printed."""
     headline = rows[0]["headline"]
     table = Table(box=None, pad_edge=False)
-    titles = ("MiB", "ms for 1", "ms for 8", "agreement", headline, "in training")
+    titles = ("MiB", "ms for 1", "ms for 8", "agreement", headline, "of the run")
     for title in ("file", *titles):
         table.add_column(title, justify="left" if title == "file" else "right")
     for row in rows:
