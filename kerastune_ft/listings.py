@@ -288,7 +288,7 @@ def _runs(runs_dir: Path) -> list[Row]:
         recipe: recipes.Recipe | None = None
         scores: dict[str, Any] = {}
         try:
-            state = run.state
+            state = "killed" if run.abandoned else run.state
             recipe = recipes.load(path)
             if state == "finished":
                 scores = run.read_json("scores")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
@@ -215,6 +216,20 @@ class Run:
         finally:
             path.unlink(missing_ok=True)
             lock.release()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it says `running` and no process is at work on it: that one was killed."""
+        if self.state != "running":
+            return False
+        try:
+            with (self.path / ".lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # not there any more, or a file system without locks
+            return not (self.path / ".lock").exists()
+        return True
 
     def figure_path(self, name: str) -> Path:
         """A picture of the results, such as `confusion_matrix`."""

@@ -23,6 +23,7 @@ from PIL import Image
 
 from kerastune_ft import cli, recipe
 from kerastune_ft.backbones import BACKBONES, weights
+from kerastune_ft.runs import Run
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = {
@@ -641,6 +642,11 @@ def test_a_killed_run_keeps_the_model_of_a_finished_epoch(tiny: Path, photos: Pa
     code, _, run = interrupt_in_training(tiny, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert document(run, "status")["state"] == "running"
+    (listed,) = json.loads(kft("ls", "runs", "--runs-dir", run.parent, "--json").output)
+    assert listed["state"] == "killed"
+    with Run.open(run).locked():  # as a process does that goes on with it
+        (listed,) = json.loads(kft("ls", "runs", "--runs-dir", run.parent, "--json").output)
+    assert listed["state"] == "running"
     check_what_was_trained_is_there(run, photos)
 
 

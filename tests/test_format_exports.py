@@ -445,6 +445,7 @@ def test_predict_says_of_a_file_what_it_says_of_the_run(run: Run, tmp_path: Path
         for name in ("blue", "green", "red"):
             assert told[f"p:{name}"] == pytest.approx(row[f"p:{name}"], abs=1e-4)
     assert "cannot be read as a picture" in said[-1]["error"] and said[-1]["predicted"] is None
+    assert said[-1]["error"].startswith(f"{said[-1]['path']}: cannot be read")
     assert len({row["predicted"] for row in rows}) == 3
 
 

@@ -21,7 +21,7 @@ from kerastune_ft.data import tokenizing
 from kerastune_ft.data.texts import Texts
 from kerastune_ft.errors import DataError, ExportError
 from kerastune_ft.evaluation import EVALUATORS
-from kerastune_ft.exports import asked, verification
+from kerastune_ft.exports import asked, expected, verification
 from kerastune_ft.exports import contract as contracts
 from kerastune_ft.runs import Run
 from kerastune_ft.tasks import Outputs
@@ -87,7 +87,9 @@ def _version(folder: Path) -> Opened:
     def say_pictures(paths: Sequence[Path]) -> list[Any]:
         read = [_bytes(path) for path in paths]
         said = iter(ask(good) if (good := [raw for raw in read if isinstance(raw, bytes)]) else ())
-        return [next(said) if isinstance(raw, bytes) else raw for raw in read]
+        every = [next(said) if isinstance(raw, bytes) else raw for raw in read]
+        pairs = zip(every, paths, strict=True)
+        return [_named(one, path) if isinstance(one, str) else one for one, path in pairs]
 
     def say_texts(texts: Texts) -> list[dict[str, Any]]:
         _, cut = tokenizing.inputs_of(texts, tokenizer, recipe)
@@ -121,6 +123,12 @@ def _version(folder: Path) -> Opened:
     if contract.modality == "text":
         tokenizer = Tokenizer.load(extra / "tokenizer.json")
     return Opened(_digest(files), contract.modality == "text", predict)
+
+
+def _named(error: str, path: Path) -> str:
+    """Returns an error with the name of the file, which whoever decodes it does not know."""
+    said = error.removeprefix(f"{expected.NAMELESS}: ")
+    return said if said.startswith(f"{path}: ") else f"{path}: {said}"
 
 
 def _bytes(path: Path) -> bytes | str:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.runs import Run
 
+NAMELESS = "a picture"
+"""Stands in messages for a file that came as bytes."""
+
 
 def of_split(run: Run, served: Served, split: Split) -> Sequence[Answer]:
     """Returns what a run's models say of a split, as when the run was scored.
@@ -139,7 +142,7 @@ def arrays_of_bundle(folder: Path) -> Callable[[Sequence[Any]], dict[str, NDArra
     size, how, channels = recipe.backbone.side, recipe.data.resize, recipe.backbone.channels
 
     def decoded(raw: bytes) -> NDArray[np.float32]:
-        return images.decode_bytes(raw, size, how, name="a picture", channels=channels)
+        return images.decode_bytes(raw, size, how, name=NAMELESS, channels=channels)
 
     return lambda rows: {"images": np.stack([decoded(raw) for raw in rows])}
 
