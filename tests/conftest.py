@@ -42,8 +42,12 @@ LONG = (
         f"test_format_exports.py::test_models_of_all_folds_become_one_file[{format}"
         for format in ("keras", "litert", "openvino")
     ),
+    "test_exports.py::test_every_family_of_tokenizers_is_served[roberta",
+    "test_exports.py::test_texts_are_served_as_they_were_trained_on[text_multilabel",
+    "test_format_exports.py::test_other_tasks_are_answered_too[text_multilabel",
     "test_format_exports.py::test_other_tasks_are_answered_too[text_pair",
     "test_format_exports.py::test_texts_are_answered_in_every_format[keras",
+    "test_formats.py::test_other_networks_of_pictures_answer_like_keras[convnext_tiny",
     "test_formats.py::test_other_networks_of_pictures_answer_like_keras[mobilenet-",
     "test_formats.py::test_other_networks_of_pictures_answer_like_keras[resnet50",
     "test_formats.py::test_other_networks_of_texts_answer_like_keras[distilbert",
@@ -69,7 +73,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         values = getattr(item, "callspec", None)
         named = {v for v in values.params.values() if isinstance(v, str)} if values else set()
-        long = item.nodeid.rpartition("/")[2].startswith(LONG)
+        long = item.nodeid.removeprefix("tests/").startswith(LONG)
         if long or (item.get_closest_marker("slow") and named & left):
             item.add_marker(pytest.mark.skip(reason="takes long; KFT_EXHAUSTIVE=1 runs it"))
 
