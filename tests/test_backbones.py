@@ -334,6 +334,7 @@ def test_weights_file_of_keras_applications_is_taken(name: str, top: bool, tmp_p
         np.testing.assert_array_equal(array, other.reshape(array.shape))
 
 
+@pytest.mark.slow
 def test_weights_trained_with_other_pixels_are_refused(tmp_path: Path) -> None:
     row = BACKBONES["efficientnet_b0"]
     path = tmp_path / "x.weights.h5"

@@ -363,6 +363,7 @@ def test_a_version_has_all_that_a_server_needs(exported: tuple[Run, exports.Expo
     assert not list((run.path / "export").glob(".*"))
 
 
+@pytest.mark.slow
 def test_tf_examples_are_classified(exported: tuple[Run, exports.Exported]) -> None:
     _, version = exported
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[ODD["plain.jpg"]]))
@@ -440,6 +441,7 @@ def test_a_swapped_label_is_found(exported: tuple[Run, exports.Exported], tmp_pa
         verification.verify(path)
 
 
+@pytest.mark.slow
 def test_verify_finds_what_was_changed_afterwards(
     exported: tuple[Run, exports.Exported], tmp_path: Path
 ) -> None:
@@ -457,6 +459,7 @@ def test_verify_finds_what_was_changed_afterwards(
         found.check(path)
 
 
+@pytest.mark.slow
 def test_data_that_are_gone_are_said_to_be(
     exported: tuple[Run, exports.Exported], tmp_path: Path
 ) -> None:
