@@ -82,7 +82,7 @@ def prepare(settings: dict[str, Any]) -> dict[str, Any]:
         inputs = [(text,) for text in raw]
     else:
         raise SystemExit(f"'{path}' takes {', '.join(facts.inputs)}; give one of files or texts.")
-    answers = verification.of_graph(path, facts)
+    answers = verification.of_version(path, facts)
     right = [[float(value) for value in answers([one])[0]] for one in inputs]
     content = {"key": facts.inputs[0], "examples": raw, "right": right}
     (folder / "examples.json").write_text(json.dumps(content), encoding="utf-8")
