@@ -409,7 +409,7 @@ def _trained_on(run: Run, recipe: Recipe, split: Split) -> tuple[Finding, ...]:
     """Returns a finding about examples of other data that a run was trained on, if there are."""
     try:
         known = set(_contents(training_split(run, recipe)))
-    except (DataError, OSError):  # its own data have changed, or are gone: nobody knows
+    except (KftError, OSError):  # its own data have changed, or cannot be had: nobody knows
         return ()
     pairs = zip(split.names, _contents(split), strict=True)
     names = [name for name, content in pairs if content in known]
