@@ -187,7 +187,7 @@ def _without_labels(place: Path, recipe: Recipe, text: bool) -> Table:
             labels=(NO_LABEL,) * len(names),
             official=None,
             class_names=(NO_LABEL,),
-            content=_joined([found for _, found in read]),
+            content=Texts.joined([found for _, found in read]),
             findings=(),
             found=len(names),
         )
@@ -213,13 +213,6 @@ def _without_labels(place: Path, recipe: Recipe, text: bool) -> Table:
     if not found:
         raise DataError(f"'{place}': there is no picture in it.")
     return tables.tabulate(recipe.data, found, findings, listed=False)
-
-
-def _joined(parts: list[Texts]) -> Texts:
-    first = tuple(text for part in parts for text in part.first)
-    second = tuple(text for part in parts for text in part.second or ())
-    words = tuple(text for part in parts for text in part.words or ())
-    return Texts(first, second or None, words or None)
 
 
 def _ask(model: keras.Model, run: Run, recipe: Recipe, content: Content) -> _Said:

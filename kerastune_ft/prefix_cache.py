@@ -5,6 +5,9 @@ examples. Instead the activations where the first trainable block begins are com
 half precision and read in every epoch; the blocks above them and the head alone are trained. In
 one pass they are computed for the later stages, too, whose frozen blocks stay as they are.
 
+Examples that are not changed at random are those of a pool of both splits: what was computed is
+found again however they are divided, by every fold of a cross-validation.
+
     cache = PrefixCache(model, recipe, splits, plans, run, console, parts=1)
     part = cache.part(0)             # None: this stage trains on the examples themselves
     part.fill()                      # False: there is no room after all, part(0) is None now
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import sys
@@ -33,8 +37,9 @@ from rich.markup import escape
 
 from kerastune_ft import models
 from kerastune_ft.backbones import weights
-from kerastune_ft.data import Split, Splits, feeding, inspection
+from kerastune_ft.data import Split, Splits, feeding, inspection, pools
 from kerastune_ft.data.activations import Activations, room_for
+from kerastune_ft.data.pools import Pool
 from kerastune_ft.data.tables import Encoded, Files
 from kerastune_ft.data.texts import Tokens
 from kerastune_ft.errors import TrainingError
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
     from kerastune_ft.recipe import Recipe
     from kerastune_ft.runs import Run
 
-_VERSION = 2  # raised when what is kept changes
+_VERSION = 3  # raised when what is kept changes
 _BATCH = 32  # fixed: other batches give other last bits, and the same seed must give the same run
 _FEW = 256  # examples below which nothing is estimated
 _PLAINLY = 2  # times fewer passes: nothing is estimated either, if examples are as small as
@@ -172,7 +177,7 @@ class PrefixCache:
         made = None
         while made is None and self._choices[number].blocks:
             try:
-                made = [self._of_split(number, cut, split) for split in self._splits()]
+                made = [a for pool in self._pools for a in self._of_pool(number, cut, pool)]
             except StoreError as error:
                 self._give_way(number, error)
         wanted = {self._choices[n].blocks for n in self._unmoved(number) if n > number}
@@ -181,16 +186,21 @@ class PrefixCache:
             self._forward = None
         return made
 
-    def _of_split(self, number: int, cut: Cut, split: Split) -> Activations:
+    def _of_pool(self, number: int, cut: Cut, pool: Pool) -> Iterator[Activations]:
+        """Yields the activations of each of its splits."""
         assert self._choices is not None
-        views = range(self._choices[number].views if split is self.splits.train else 1)
-        arrays = tuple(self._array(number, cut, split, view) for view in views)
-        content = split.content
+        examples = pool.examples
+        views = range(self._choices[number].views if examples is self.splits.train else 1)
+        arrays = tuple(self._array(number, cut, examples, view) for view in views)
+        content = examples.content
         if isinstance(content, Tokens) and cut.by_token:
             lengths = content.ids.lengths
             starts = np.concatenate([[0], lengths.cumsum()[:-1]]).astype(np.int64)
-            return Activations(arrays, starts, lengths, cut.reads)
-        return Activations(arrays, reads=cut.reads)
+            for rows in pool.rows:
+                yield Activations(arrays, starts[rows], lengths[rows], cut.reads)
+        else:
+            for rows in pool.rows:
+                yield Activations(arrays, reads=cut.reads, rows=rows)
 
     def _give_way(self, number: int, error: StoreError) -> None:
         """Keeps in memory what cannot be kept where it was to be, or trains the stage without."""
@@ -336,11 +346,10 @@ class PrefixCache:
         return computing / _RATES.get(self.kind, _RATE) + reading
 
     def _bytes(self, number: int, choice: Choice) -> int:
-        cut = Cut(self.model, choice.blocks)
-        total = 0
-        for split in self._splits():
-            views = choice.views if split is self.splits.train else 1
-            total += 2 * views * int(np.prod(room_for(split.content, cut.shape)))
+        cut, total = Cut(self.model, choice.blocks), 0
+        for examples in (pool.examples for pool in self._pools):
+            views = choice.views if examples is self.splits.train else 1
+            total += 2 * views * int(np.prod(room_for(examples.content, cut.shape)))
         return total
 
     def _say(self, choices: Mapping[int, Choice], size: Mapping[int, int], why: str) -> None:
@@ -372,9 +381,16 @@ class PrefixCache:
 
     # computing
 
-    def _splits(self) -> list[Split]:
-        validation = self.splits.validation
-        return [self.splits.train, *([validation] if len(validation) else [])]
+    @functools.cached_property
+    def _pools(self) -> list[Pool]:
+        """What activations are computed of: training first, then validation, if there is any.
+
+        Training examples that change at random are on their own, since their places decide how.
+        """
+        train, validation = self.splits.train, self.splits.validation
+        parts = [train, validation] if len(validation) else [train]
+        alone = [Pool(parts.pop(0), (np.arange(len(train)),))] if self._changed() else []
+        return [*alone, *([pools.of(parts, [*map(self._digests, parts)])] if parts else [])]
 
     def _store(self) -> Store:
         return Store(weights.kept("activations"), self.recipe.train.cache_gib * GIB)
@@ -545,9 +561,9 @@ class PrefixCache:
         return self._known_cuts[cut.blocks]
 
     def _digests(self, split: Split) -> NDArray[Any]:
-        if split.name not in self._known_digests:
+        if split.digests is None and split.name not in self._known_digests:
             self._known_digests[split.name] = feeding.digests(split)
-        return self._known_digests[split.name]
+        return self._known_digests[split.name] if split.digests is None else split.digests
 
 
 class _TooLargeError(Exception):

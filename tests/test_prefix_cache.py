@@ -19,7 +19,7 @@ import pytest
 from conftest import write_photos
 from rich.console import Console
 
-from kerastune_ft import data, models, prefix_cache, stages, stores, training, workflow
+from kerastune_ft import data, folds, models, prefix_cache, stages, stores, training, workflow
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones import weights
 from kerastune_ft.data import activations
@@ -103,12 +103,12 @@ def both(photos: Path, weights_file: Path, tmp_path: Path) -> Any:
 def test_two_stages_learn_as_without_and_one_pass_serves_both(both: Any) -> None:
     run, without, said = both()
     assert_alike(run, without)
-    assert said.count("computed 18 train") == 1 and said.count("computed 9 validation") == 1
+    assert said.count("  computed") == said.count("computed 27 train and validation") == 1
     found = run.read_json("cache")["stages"]
     assert [stage["blocks"] for stage in found.values()] == [14, 12]
     assert {stage["where"] for stage in found.values()} == {"disk"}
     store = Store(weights.kept("activations"), 1e9)
-    assert len(store.entries()) == 4  # two stages, two splits
+    assert len(store.entries()) == 2  # of two stages
     assert {entry.facts["cut"] for entry in store.entries()} == {"pooling", "conv_pw_11_relu"}
     score = run.read_json("scores")["test"]["loss"]
     assert score == pytest.approx(without.read_json("scores")["test"]["loss"], abs=2e-3)
@@ -119,11 +119,27 @@ def test_two_stages_learn_as_without_and_one_pass_serves_both(both: Any) -> None
 def test_another_run_computes_nothing(photos: Path, weights_file: Path, tmp_path: Path) -> None:
     chosen = recipe_of(photos, weights_file)
     first, said = fit(chosen, tmp_path)
-    assert said.count("  computed") == 2
+    assert said.count("  computed") == 1
     second, said = fit(chosen, tmp_path)
     assert "  computed" not in said
     for name, values in curves(first).items():
         np.testing.assert_array_equal(values, curves(second)[name])
+
+
+@pytest.mark.slow
+def test_folds_share_what_is_computed_and_each_ends_as_on_its_own(
+    photos: Path, weights_file: Path, tmp_path: Path
+) -> None:
+    chosen = recipe_of(photos, weights_file, folds=3)
+    console = Console(record=True, width=300, file=io.StringIO())
+    whole = folds.fit(chosen, runs_dir=tmp_path / "folds", console=console)
+    said = console.export_text()
+    assert said.count("  computed") == said.count("computed 27 train and validation") == 1
+    Store(weights.kept("activations"), 1e9).clear()
+    alone, said = fit(workflow.fold_of(chosen, 2), tmp_path / "alone")
+    assert said.count("  computed") == 1
+    for name, values in curves(alone).items():
+        np.testing.assert_array_equal(values, curves(whole.fold(2))[name])
 
 
 @pytest.mark.slow
@@ -209,11 +225,13 @@ def test_a_picture_that_changes_after_it_was_inspected_ends_the_run_and_keeps_no
     chosen = recipe_of(photos, weights_file, stages=[HEAD])
     splits = data.load(chosen.data)
     if not known:
-        splits = dataclasses.replace(splits, train=dataclasses.replace(splits.train, digests=None))
+        parts = (splits.train, splits.validation)
+        unknown: Any = {p.name: dataclasses.replace(p, digests=None) for p in parts}
+        splits = dataclasses.replace(splits, **unknown)
     cache = cache_of(chosen, tmp_path / "runs", splits)
     content = splits.train.content
     assert isinstance(content, Files)
-    cache._digests(splits.train)
+    assert cache._pools
     whole = Path(content.paths[0]).read_bytes()
     other = Path(content.paths[-1]).read_bytes() if change == "other" else whole[:150]
     Path(content.paths[0]).write_bytes(other)
@@ -229,7 +247,8 @@ def test_what_vanishes_at_once_is_trained_on_all_the_same(
 ) -> None:
     monkeypatch.setattr(Store, "get", lambda self, key: None)  # another process cleared it
     part = filled(cache_of(recipe_of(photos, weights_file, stages=[HEAD]), tmp_path / "runs"))
-    assert part.train.views[0].shape[0] == 18
+    assert part.train.views[0].shape[0] == 27 and part.train.rows is not None
+    assert len(part.train.rows) == 18
     assert part.train.views[0].any() and not part.train.views[0].flags.writeable
 
 
@@ -425,7 +444,7 @@ def test_a_damaged_entry_is_computed_again(
         content[-3] ^= 0xFF
         path.write_bytes(content)
     second, said = fit(chosen, tmp_path)
-    assert said.count("  computed") == 2
+    assert said.count("  computed") == 1
     for name, values in curves(first).items():
         np.testing.assert_array_equal(values, curves(second)[name])
 
@@ -533,7 +552,7 @@ def test_numbers_too_large_for_half_precision_are_kept_in_single(
     fit(recipe_of(photos, weights_file, stages=[HEAD]), tmp_path)
     store = Store(weights.kept("activations"), 1e9)
     found = [store.get(entry.key) for entry in store.entries()]
-    assert len(found) == 2 and all(v is not None and v.dtype == np.float32 for v in found)
+    assert len(found) == 1 and all(v is not None and v.dtype == np.float32 for v in found)
 
 
 def test_examples_that_are_drawn_again_get_the_next_view() -> None:
@@ -611,7 +630,7 @@ def test_texts_of_all_lengths_learn_as_without(name: str, tmp_path: Path) -> Non
         return fit(chosen, tmp_path / cache)
 
     (ours, said), (theirs, _) = run("disk"), run("off")
-    assert said.count("  computed") == 2
+    assert said.count("  computed") == 1
     assert_alike(ours, theirs)
 
 

@@ -1,6 +1,6 @@
 """What the frozen prefix of a network makes of the examples of a split, in place of the examples.
 
-held = Activations(views=(values,), reads=())
+held = Activations(views=(values,))
 held.batch(rows, keys=rows, epoch=3)            # float16 (batch, ...)
 """
 
@@ -32,17 +32,20 @@ class Activations:
     their number, and an example that is drawn again in an epoch the one after.
 
     Args:
-        views: Of each, `(n, ...)`; of texts with a row per token `(tokens, width)`, the rows of
-            all examples one after the other. Perhaps mapped from files.
+        views: Of each, `(m, ...)`; of texts with a row per token `(tokens, width)`, the rows of
+            all examples one after the other. Perhaps mapped from files, and those of others, too.
         starts: Where the rows of each text begin, `int64 (n,)`; None where examples have one row.
         lengths: How many rows each text has, `int64 (n,)`.
         reads: Inputs of the network that are wanted beside them.
+        rows: Which of a view each example is, `int64 (n,)`; None: one after the other. Not of
+            texts with a row per token.
     """
 
     views: tuple[NDArray[Any], ...]
     starts: NDArray[np.int64] | None = None
     lengths: NDArray[np.int64] | None = None
     reads: tuple[str, ...] = ()
+    rows: NDArray[np.int64] | None = None
 
     @property
     def shape(self) -> tuple[int | None, ...]:
@@ -77,7 +80,8 @@ class Activations:
         count = len(self.views)
         if count == 1:
             return self._view(0, rows, length)
-        n = len(self.views[0]) if self.lengths is None else len(self.lengths)
+        own = next((each for each in (self.lengths, self.rows) if each is not None), self.views[0])
+        n = len(own)
         turns = (epoch + (keys - rows) // n) % count
         if (turns == turns[0]).all():
             return self._view(int(turns[0]), rows, length)
@@ -93,7 +97,7 @@ class Activations:
     def _view(self, view: int, rows: NDArray[np.int64], length: int) -> NDArray[Any]:
         values = self.views[view]
         if self.starts is None or self.lengths is None:
-            return np.asarray(values[rows], self.dtype)
+            return np.asarray(values[rows if self.rows is None else self.rows[rows]], self.dtype)
         made = np.zeros((len(rows), length, values.shape[1]), self.dtype)
         for place, row in enumerate(rows):
             start, size = int(self.starts[row]), int(self.lengths[row])

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerastune_ft.backbones import weights
-from kerastune_ft.data import Split, Splits, images, inspection
+from kerastune_ft.data import Split, Splits, images, inspection, pools
 from kerastune_ft.data.decoding import Preparation
 from kerastune_ft.data.tables import Encoded, Files, Prepared, first_few
 from kerastune_ft.stores import GIB, Store, StoreError, amount, free_memory
@@ -109,17 +108,13 @@ def _kept(parts: Sequence[Split], recipe: Recipe, reads: int) -> _Made:
     """
     where, choice = recipe.data.cache, recipe.backbone
     digests = [_digests(split) for split in parts]
-    # A picture that is there twice is kept once, and another division finds the same entry.
-    everything = np.concatenate(digests)
-    texts = [digest.tobytes() for digest in everything]
-    places = {digest: place for place, digest in enumerate(sorted(set(texts)))}
-    rows = np.asarray([places[digest] for digest in texts], np.int64)
-    _, first = np.unique(rows, return_index=True)
-    content = _joined(parts, first)
+    pool = pools.of(parts, digests)
+    content, distinct = pool.examples.content, pool.examples.digests
+    assert isinstance(content, Files | Encoded) and distinct is not None
     how, _ = images.reader(content, choice.side, choice.channels, recipe.data.resize)
     shape = (len(content), *how.shape)
     size = int(np.prod(shape)) * np.dtype(how.dtype).itemsize
-    key = _key(how, everything[first], content)
+    key = _key(how, distinct, content)
     store = Store(weights.kept("pictures"), recipe.train.cache_gib * GIB)
     words = f"{amount(size)} for {len(content):,} pictures"
     values = store.get(key) if where in ("auto", "disk") else None
@@ -128,15 +123,11 @@ def _kept(parts: Sequence[Split], recipe: Recipe, reads: int) -> _Made:
     elif where == "auto" and reads < 2:
         raise _NotKeptError("they are read once")
     else:
-        values, said = _filled(where, store, key, how, shape, content, everything[first], recipe)
+        values, said = _filled(where, store, key, how, shape, content, distinct, recipe)
         said = f"{said}: {words}"
         if where == "auto":
             said += f", read {reads} times"
-    starts = np.cumsum([0, *(len(split) for split in parts)])
-    contents = [
-        Prepared(values, rows[start:end], recipe.data.resize, choice.channels)
-        for start, end in itertools.pairwise(starts)
-    ]
+    contents = [Prepared(values, rows, recipe.data.resize, choice.channels) for rows in pool.rows]
     return _Made(contents, digests, said)
 
 
@@ -196,18 +187,6 @@ def _fill(
             start += len(batch)
             if changed:
                 raise _ChangedError(f"{first_few(changed, 3)} changed after being inspected")
-
-
-def _joined(parts: Sequence[Split], rows: NDArray[np.int64]) -> Files | Encoded:
-    """Returns some of the pictures of all splits."""
-    contents: list[Any] = [split.content for split in parts]
-    facts = (
-        np.concatenate([content.orientations for content in contents]),
-        np.concatenate([content.through_pillow for content in contents]),
-    )
-    if isinstance(contents[0], Files):
-        return Files(tuple(path for c in contents for path in c.paths), *facts).take(rows)
-    return Encoded(tuple(data for c in contents for data in c.data), *facts).take(rows)
 
 
 def _digests(split: Split) -> NDArray[Any]:

@@ -55,6 +55,14 @@ class Texts:
 
         return Texts(taken(self.first) or (), taken(self.second), taken(self.words))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """Returns the texts of several, one after the other."""
+        first = tuple(text for part in parts for text in part.first)
+        second = tuple(text for part in parts for text in part.second or ())
+        words = tuple(text for part in parts for text in part.words or ())
+        return cls(first, second or None, words or None)
+
 
 @dataclass(frozen=True)
 class Batching:
@@ -104,6 +112,17 @@ class Ragged:
         lengths = np.asarray([len(row) for row in rows], np.int64)
         values = np.concatenate([*rows, np.zeros(0, dtype)]).astype(dtype)
         return cls.of(values, np.concatenate([[0], lengths.cumsum()]).astype(np.int64))
+
+    @classmethod
+    def chained(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Returns the rows of several, one after the other."""
+        begins = np.cumsum([0, *(len(part.values) for part in parts)])
+        starts = [part.starts + begin for part, begin in zip(parts, begins, strict=False)]
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate(starts).astype(np.int64),
+            np.concatenate([part.lengths for part in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.starts)
