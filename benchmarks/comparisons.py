@@ -91,7 +91,7 @@ COMPARISONS: dict[str, Comparison] = {
         sizes={
             "tiny": {"photos": 40, "epochs": 2},
             "small": {"photos": 200, "epochs": 8},
-            "full": {"photos": 2000, "epochs": 20},
+            "full": {"photos": 2000, "epochs": 10},
         },
         columns=RUN,
     ),

@@ -406,11 +406,18 @@ def _other_data(recipe: Recipe, path: str, outputs: Outputs) -> Split:
 
 
 def _trained_on(run: Run, recipe: Recipe, split: Split) -> tuple[Finding, ...]:
-    """Returns a finding about examples of other data that a run was trained on, if there are."""
+    """Returns a finding about examples of other data that a run was trained on, if there are.
+
+    Or may be: nobody knows where the run's own data have changed or cannot be had.
+    """
     try:
         known = set(_contents(training_split(run, recipe)))
-    except (KftError, OSError):  # its own data have changed, or cannot be had: nobody knows
-        return ()
+    except (KftError, OSError):
+        message = (
+            "whether the run was trained on some of them is not known: its own data have changed "
+            "or cannot be read"
+        )
+        return (tables.Finding("trained_on", "note", message, 0, ()),)
     pairs = zip(split.names, _contents(split), strict=True)
     names = [name for name, content in pairs if content in known]
     if not names:

@@ -251,6 +251,14 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
         }
 
 
+@pytest.mark.slow
+def test_what_is_served_is_made_and_asked_in_a_process_of_its_own(tmp_path: Path) -> None:
+    made = processes.run("serving:prepare", {"into": str(tmp_path), "model": ""}, tmp_path)
+    content = json.loads((tmp_path / "examples.json").read_text())
+    assert len(content["examples"]) == len(content["right"]) > 10 < made["different"]
+    assert Path(made["base"]).is_dir() and made["task"] == "image_classification"
+
+
 @pytest.mark.parametrize("protocol", serving.PROTOCOLS)
 def test_a_load_ends_by_its_count_and_finds_no_wrong_answer(loaded: Any, protocol: str) -> None:
     found = serving.load({**loaded, "clients": {protocol: 4}, "newcomer": ""})

@@ -315,6 +315,20 @@ def test_evaluate_counts_examples_that_the_run_was_trained_on(run: Path, tmp_pat
     assert done.exit_code == 0 and "was trained on" not in " ".join(done.output.split())
 
 
+def test_evaluate_says_where_it_cannot_know_what_the_run_was_trained_on(
+    run: Path, tmp_path: Path
+) -> None:
+    photos = run.parents[1] / "photos"
+    other = shutil.copytree(photos, tmp_path / "other")
+    hidden = photos.rename(tmp_path / "hidden")
+    try:
+        done = kft("evaluate", run, "--data", other)
+    finally:
+        hidden.rename(photos)
+    assert done.exit_code == 0, done.output
+    assert "trained on some of them is not known" in " ".join(done.output.split())
+
+
 def test_predict_agrees_with_the_run_and_gives_errors_a_row(run: Path, tmp_path: Path) -> None:
     held_out = rows_of(run / "predictions.csv")
     folder = tmp_path / "new"
