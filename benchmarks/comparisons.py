@@ -67,7 +67,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=ways.head,
         sizes={
             "tiny": {"photos": 40, "epochs": 2},
-            "small": {"photos": 500, "epochs": 10},
+            "small": {"photos": 300, "epochs": 10},
             "full": {"photos": 2000, "epochs": 10},
         },
         columns=RUN,
@@ -78,7 +78,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=ways.head,
         sizes={
             "tiny": {"photos": 40, "epochs": 3},
-            "small": {"photos": 100, "epochs": 30},
+            "small": {"photos": 60, "epochs": 30},
             "full": {"photos": 2000, "epochs": 30},
         },
         columns=RUN,
@@ -90,7 +90,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=lambda **numbers: ways.head(**numbers, augmented=True),
         sizes={
             "tiny": {"photos": 40, "epochs": 2},
-            "small": {"photos": 200, "epochs": 8},
+            "small": {"photos": 120, "epochs": 8},
             "full": {"photos": 2000, "epochs": 10},
         },
         columns=RUN,
@@ -119,7 +119,7 @@ COMPARISONS: dict[str, Comparison] = {
         ways=ways.text,
         sizes={
             "tiny": {"count": 100, "epochs": 1, "warm_up": 1, "timed": 1, "full": 6},
-            "small": {"count": 600, "epochs": 5, "warm_up": 1, "timed": 1, "full": 24},
+            "small": {"count": 400, "epochs": 5, "warm_up": 1, "timed": 1, "full": 18},
             "full": {"count": 5000, "epochs": 5, "warm_up": 1, "timed": 4, "full": 120},
         },
         columns=RUN,

@@ -198,9 +198,14 @@ def predict(
     from kerastune_ft import prediction_files
 
     terminal.workflow()
+    from kerastune_ft import predictions
+    from kerastune_ft.data.tables import first_few
     from kerastune_ft.exports import asking
 
     model = asking.opened(run)
+    strays = [] if model.reads_texts else predictions.strays(paths)
+    if strays:
+        _say(f"files that are no picture, passed over: {first_few(map(str, strays))}")
     if output is None:
         good, failed = _write_rows(model.predict(paths, texts))
     else:

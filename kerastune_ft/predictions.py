@@ -9,7 +9,16 @@ for prediction in predict(run, [Path("photo.jpg")]): ...
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +38,16 @@ from kerastune_ft import (
 from kerastune_ft import recipe as recipes
 from kerastune_ft.backbones.tokenizers import Tokenizer
 from kerastune_ft.checks import relabelling
-from kerastune_ft.data import Split, Splits, feeding, images, splitting, tables, tokenizing
+from kerastune_ft.data import (
+    Split,
+    Splits,
+    feeding,
+    images,
+    inspection,
+    splitting,
+    tables,
+    tokenizing,
+)
 from kerastune_ft.data.looks import DIGEST
 from kerastune_ft.data.tables import Finding
 from kerastune_ft.data.texts import Texts
@@ -241,8 +259,9 @@ def predict(
 
     Args:
         run: A run with a model, or with folds.
-        paths: Files, or folders whose files are taken in order of their names. Of texts: tables
-            with the columns of the run's data, or files with a text per line.
+        paths: Files, or folders whose files are taken in order of their names, but for `strays`
+            among pictures. Of texts: tables with the columns of the run's data, or files with a
+            text per line.
         texts: Texts themselves.
         known: Names of examples that are left out, as `path` or `row` has them.
 
@@ -265,9 +284,7 @@ def predict(
         return
     if texts:
         raise DataError("--text: this run's model sees pictures; give files or folders.")
-    found = list(files_of(paths))
-    if not found:
-        raise DataError("nothing to predict: expected at least one file or a folder with files.")
+    found = pictures_of(paths)
     loaded = [load_model(member) for member in runs]
     size, channels = recipe.backbone.side, recipe.backbone.channels
 
@@ -452,6 +469,25 @@ def elsewhere(recipe: Recipe, source: str, path: str) -> Data:
         "split": recipe_data.Split(validation=0, test=0),
     }
     return recipe.data.model_copy(update=update)
+
+
+def pictures_of(paths: Collection[Path]) -> list[Path]:
+    """Returns files, and those of folders but for the `strays`.
+
+    Raises:
+        DataError: If a path does not exist or there is no file.
+    """
+    passed_over = set(strays(paths))
+    found = [file for file in files_of(paths) if file not in passed_over]
+    if not found:
+        raise DataError("nothing to predict: expected at least one picture or a folder with some.")
+    return found
+
+
+def strays(paths: Collection[Path]) -> list[Path]:
+    """Returns files of folders that are no pictures (`inspection.is_stray`) and are not given."""
+    inside = dict.fromkeys(files_of(path for path in paths if path.is_dir()))
+    return [file for file in inside if file not in paths and inspection.is_stray(file)]
 
 
 def files_of(paths: Iterable[Path]) -> Iterator[Path]:

@@ -5,8 +5,8 @@ examples. Instead the activations where the first trainable block begins are com
 half precision and read in every epoch; the blocks above them and the head alone are trained. In
 one pass they are computed for the later stages, too, whose frozen blocks stay as they are.
 
-Examples that are not changed at random are those of a pool of both splits: what was computed is
-found again however they are divided, by every fold of a cross-validation.
+Examples that are not changed at random are those of a pool of both splits: what is on disk is found
+again however they are divided, by every fold of a cross-validation.
 
     cache = PrefixCache(model, recipe, splits, plans, run, console, parts=1)
     part = cache.part(0)             # None: this stage trains on the examples themselves
@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import sys
 import time
@@ -184,10 +185,11 @@ class PrefixCache:
         self._kept = {key: kept for key, kept in self._kept.items() if kept[0] in wanted}
         if not any(choice.blocks for n, choice in self._choices.items() if n > number):
             self._forward = None
+            vars(self).pop("_pools", None)
         return made
 
-    def _of_pool(self, number: int, cut: Cut, pool: Pool) -> Iterator[Activations]:
-        """Yields the activations of each of its splits."""
+    def _of_pool(self, number: int, cut: Cut, pool: Pool) -> list[Activations]:
+        """Returns the activations of each of its splits."""
         assert self._choices is not None
         examples = pool.examples
         views = range(self._choices[number].views if examples is self.splits.train else 1)
@@ -196,11 +198,8 @@ class PrefixCache:
         if isinstance(content, Tokens) and cut.by_token:
             lengths = content.ids.lengths
             starts = np.concatenate([[0], lengths.cumsum()[:-1]]).astype(np.int64)
-            for rows in pool.rows:
-                yield Activations(arrays, starts[rows], lengths[rows], cut.reads)
-        else:
-            for rows in pool.rows:
-                yield Activations(arrays, reads=cut.reads, rows=rows)
+            return [Activations(arrays, starts[r], lengths[r], cut.reads) for r in pool.rows]
+        return [Activations(arrays, reads=cut.reads, rows=rows) for rows in pool.rows]
 
     def _give_way(self, number: int, error: StoreError) -> None:
         """Keeps in memory what cannot be kept where it was to be, or trains the stage without."""
@@ -319,7 +318,7 @@ class PrefixCache:
         before = sum(epochs.values()) * (n + held)
         if before <= once:
             return none(f"{sum(epochs.values())} epochs are no more than {views} views")
-        if n < _FEW:
+        if n + held < _FEW:
             return choices, ""
         if before >= _PLAINLY * once and max(size[k] for k in kept) <= _SMALL * once:
             return choices, f"{once:,} examples pass through them in place of {before:,}"
@@ -339,18 +338,17 @@ class PrefixCache:
 
     def _seconds(self, blocks: int) -> float:
         """Returns about what an example costs up to a cut, in seconds, by counting."""
-        content = self.splits.train.content
-        tokens = float(content.ids.lengths.mean()) if isinstance(content, Tokens) else 1.0
+        contents = [split.content for split in self._parts]
+        lengths = [some.ids.lengths for some in contents if isinstance(some, Tokens)]
+        tokens = float(np.concatenate(lengths).mean()) if lengths else 1.0
         computing = Cut(self.model, blocks).multiplications(tokens)
-        reading = _PICTURE if isinstance(content, Files | Encoded) else 0.0
+        reading = _PICTURE if isinstance(contents[0], Files | Encoded) else 0.0
         return computing / _RATES.get(self.kind, _RATE) + reading
 
     def _bytes(self, number: int, choice: Choice) -> int:
-        cut, total = Cut(self.model, choice.blocks), 0
-        for examples in (pool.examples for pool in self._pools):
-            views = choice.views if examples is self.splits.train else 1
-            total += 2 * views * int(np.prod(room_for(examples.content, cut.shape)))
-        return total
+        cut, train = Cut(self.model, choice.blocks), self.splits.train
+        rooms = ((split, room_for(split.content, cut.shape)) for split in self._parts)
+        return sum(2 * (choice.views if s is train else 1) * math.prod(room) for s, room in rooms)
 
     def _say(self, choices: Mapping[int, Choice], size: Mapping[int, int], why: str) -> None:
         kept = [n for n in choices if choices[n].blocks]
@@ -381,14 +379,18 @@ class PrefixCache:
 
     # computing
 
+    @property
+    def _parts(self) -> list[Split]:
+        """The splits that have activations."""
+        return [self.splits.train, *filter(len, [self.splits.validation])]
+
     @functools.cached_property
     def _pools(self) -> list[Pool]:
         """What activations are computed of: training first, then validation, if there is any.
 
         Training examples that change at random are on their own, since their places decide how.
         """
-        train, validation = self.splits.train, self.splits.validation
-        parts = [train, validation] if len(validation) else [train]
+        train, *_ = parts = self._parts
         alone = [Pool(parts.pop(0), (np.arange(len(train)),))] if self._changed() else []
         return [*alone, *([pools.of(parts, [*map(self._digests, parts)])] if parts else [])]
 

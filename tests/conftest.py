@@ -31,7 +31,10 @@ SISTERS = {
 
 LONG = (
     "test_containers.py::test_the_steps_of_train_work_in_a_fresh_environment",
+    "test_devices.py::test_a_host_that_is_killed_ends_the_other_with_its_name[0]",
     "test_devices.py::test_two_mirrored_replicas_end_with_the_weights_of_one_device[True]",
+    "test_folds.py::test_every_task_is_averaged_over_its_folds[text_multilabel]",
+    "test_folds.py::test_every_task_is_averaged_over_its_folds[text_regression]",
     "test_folds.py::test_interrupted_in_the_second_fold_it_goes_on_there",
     *(
         f"test_format_exports.py::test_{what}_are_answered_in_every_format[{format}-float16"
@@ -54,7 +57,12 @@ LONG = (
     "test_formats.py::test_other_networks_of_texts_answer_like_keras[electra",
     "test_mismatch.py::test_real_data_gain_from_real_weights[flowers5",
     "test_optimizers.py::test_all_of_this_holds_on_the_jax_backend",
+    "test_prefix_cache.py::test_texts_of_all_lengths_learn_as_without[gpt2]",
+    "test_prefix_cache.py::test_texts_of_all_lengths_learn_as_without[t5]",
     "test_rate_finder.py::test_on_digits_the_suggestion_trains",
+    "test_rate_finder.py::test_the_command_starts_from_a_run_of_the_same_network",
+    "test_resume.py::test_a_signal_at_the_last_batch_of_an_epoch_or_in_validation_loses_nothing"
+    "[end_batch]",
     "test_resume.py::test_a_signal_saves_exits_and_the_run_goes_on[2-130]",
     "test_shared_training.py::test_two_replicas_end_where_one_device_ends",
     "test_suspects.py::test_wrong_labels_of_real_photographs_are_found[flowers5",

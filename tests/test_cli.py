@@ -329,6 +329,23 @@ def test_evaluate_says_where_it_cannot_know_what_the_run_was_trained_on(
     assert "trained on some of them is not known" in " ".join(done.output.split())
 
 
+def test_predict_passes_over_what_is_no_picture_unless_it_is_named(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "README.md").write_text("what these are")
+    assert "nothing to predict" in refused("predict", run, folder)
+    shutil.copy(run.parents[1] / "photos/red/00.jpg", folder / "without-ending")
+    done = kft("predict", run, folder, "--output", tmp_path / "a.csv")
+    assert done.exit_code == 0, done.output
+    assert f"files that are no picture, passed over: '{folder}/README.md'" in done.output
+    (row,) = rows_of(tmp_path / "a.csv")
+    assert row["path"] == f"{folder}/without-ending" and not row["error"]
+    done = kft("predict", run, folder, folder / "README.md", "--output", tmp_path / "b.csv")
+    assert done.exit_code == 1 and "1 file is not a readable picture" in done.output
+
+
 def test_predict_agrees_with_the_run_and_gives_errors_a_row(run: Path, tmp_path: Path) -> None:
     held_out = rows_of(run / "predictions.csv")
     folder = tmp_path / "new"

@@ -124,6 +124,25 @@ def has_picture_extension(name: str) -> bool:
     return extension in _EXTENSIONS or extension in _OTHER_PICTURES
 
 
+def is_stray(path: Path) -> bool:
+    """Tells whether a file neither is nor is called a picture; one that cannot be read may be one.
+
+    Nothing is decoded: a damaged picture is one.
+    """
+    if has_picture_extension(path.name):
+        return False
+    try:
+        with path.open("rb") as file:
+            if _is_array(file):
+                return False
+            Image.open(file, formats=_formats()).close()
+    except UnidentifiedImageError:
+        return True
+    except Exception:  # whatever a plug-in runs into in what it took for its own
+        return False
+    return False
+
+
 def extension_fits(name: str, format: str) -> bool:
     """Tells whether a file's extension is one of its format's, or no picture's at all."""
     expected = _EXTENSIONS.get(Path(name).suffix.lower())

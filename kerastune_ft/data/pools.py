@@ -42,25 +42,45 @@ def of(splits: Sequence[Split], digests: Sequence[NDArray[Any]]) -> Pool:
         splits: With content of one kind, pictures or tokens.
         digests: Of what each example is, of every split `(n,)`; equal ones are one example.
     """
+    assert [len(some) for some in digests] == [len(split) for split in splits]
     everything = np.concatenate(digests)
     texts = [digest.tobytes() for digest in everything]
     places = {digest: place for place, digest in enumerate(sorted(set(texts)))}
     rows = np.asarray([places[digest] for digest in texts], np.int64)
     _, first = np.unique(rows, return_index=True)
     names = [name for split in splits for name in split.names]
+    starts = np.cumsum([0, *map(len, splits)])
+    parts = tuple(rows[start:end] for start, end in itertools.pairwise(starts))
     examples = Split(
         " and ".join(split.name for split in splits),
         tuple(names[row] for row in first),
         np.zeros(len(first), np.int32),
-        _joined([split.content for split in splits]).take(first),
+        _taken([split.content for split in splits], first, parts),
         digests=everything[first],
     )
-    starts = np.cumsum([0, *map(len, splits)])
-    return Pool(examples, tuple(rows[start:end] for start, end in itertools.pairwise(starts)))
+    return Pool(examples, parts)
+
+
+def _taken(
+    contents: Sequence[Any], rows: NDArray[np.int64], parts: Sequence[NDArray[np.int64]]
+) -> Any:
+    """Returns some rows of several contents, one after the other.
+
+    Args:
+        contents: Of the splits.
+        rows: Where the examples of the pool are in them.
+        parts: See `Pool.rows`.
+    """
+    first = contents[0]
+    if isinstance(first, Arrays):  # which may be large: no copy but this one
+        values = np.empty((len(rows), *first.values.shape[1:]), first.values.dtype)
+        for content, places in zip(contents, parts, strict=True):
+            values[places] = content.values
+        return Arrays(values)
+    return _joined(contents).take(rows)
 
 
 def _joined(contents: Sequence[Any]) -> Any:
-    """Returns the content of several splits, one after the other."""
     first = contents[0]
     if len(contents) == 1:
         return first
@@ -74,8 +94,6 @@ def _joined(contents: Sequence[Any]) -> Any:
     if isinstance(first, Prepared):
         assert all(content.values is first.values for content in contents)
         return replace(first, rows=np.concatenate([content.rows for content in contents]))
-    if isinstance(first, Arrays):
-        return Arrays(np.concatenate([content.values for content in contents]))
     facts = (
         np.concatenate([content.orientations for content in contents]),
         np.concatenate([content.through_pillow for content in contents]),

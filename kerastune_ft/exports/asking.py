@@ -108,15 +108,12 @@ def _version(folder: Path) -> Opened:
     def predict(
         paths: Sequence[Path], texts: Sequence[str] = (), known: Container[str] = ()
     ) -> Iterator[dict[str, Any]]:
-        found = list(predictions.files_of(paths))
         if contract.modality == "text":
+            found = list(predictions.files_of(paths))
             return text_predictions.predict(say_texts, recipe, found, texts, known)
         if texts:
             raise DataError("--text: this model sees pictures; give files or folders.")
-        if not found:
-            raise DataError(
-                "nothing to predict: expected at least one file or a folder with files."
-            )
+        found = predictions.pictures_of(paths)
         return predictions.of_pictures(say_pictures, found, recipe, outputs, known)
 
     answers = verification.of_version(folder, contract)
