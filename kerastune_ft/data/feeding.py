@@ -94,7 +94,7 @@ def dataset(
             class_weights=weights,
             first_step=first_step,
             sampling=sampling,
-        ).with_options(_options())
+        ).with_options(images.options())
     return images.dataset(
         _pictures(split),
         split.labels,
@@ -142,7 +142,7 @@ def pictures(
     turns = [(row, -1 if epoch is None else epoch) for row in rows for epoch in epochs]
     table = np.asarray(turns, np.int64).reshape(-1, 2)
     stream = tf.data.Dataset.from_tensor_slices(table).map(load, num_parallel_calls=2)
-    made = stream.as_numpy_iterator()
+    made = stream.with_options(images.options()).as_numpy_iterator()
     for _ in rows:
         yield [next(made) for _ in epochs]
 
@@ -251,13 +251,7 @@ def of_tokens(
     made = tf.data.Dataset.from_generator(generate, output_signature=signature)
     total = len(epochs) * count - first_step
     made = made.apply(tf.data.experimental.assert_cardinality(total)).prefetch(4)
-    return made.with_options(_options())
-
-
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return options
+    return made.with_options(images.options())
 
 
 def plain(

@@ -244,10 +244,21 @@ def dataset(
         .apply(tf.data.experimental.assert_cardinality(len(epochs) * per_epoch - first_step))
         .prefetch(2)
     )
-    options = tf.data.Options()
+    return batches.with_options(options())
+
+
+def options() -> tf.data.Options:
+    """Returns what every stream wants.
+
+    TensorFlow's tuning of a stream runs in a thread that sleeps longer and longer, and whoever is
+    done with the stream can be made to wait until it wakes up: up to ten seconds after every pass,
+    in which nothing is computed. Without it, what runs in parallel has a thread per processor.
+    """
+    made = tf.data.Options()
+    made.autotune.enabled = False
     # Sharding by file cannot apply to numbers; without this MirroredStrategy warns and tries.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return batches.with_options(options)
+    made.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return made
 
 
 def loader(

@@ -181,8 +181,9 @@ def _fill(
         stream = tf.data.Dataset.range(len(content)).map(
             read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
+        stream = stream.batch(_BATCH).prefetch(1).with_options(images.options())
         start = 0
-        for batch in stream.batch(_BATCH).prefetch(1).as_numpy_iterator():
+        for batch in stream.as_numpy_iterator():
             table[start : start + len(batch)] = batch
             start += len(batch)
             if changed:
