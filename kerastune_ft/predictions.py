@@ -472,13 +472,13 @@ def elsewhere(recipe: Recipe, source: str, path: str) -> Data:
 
 
 def pictures_of(paths: Collection[Path]) -> list[Path]:
-    """Returns files, and those of folders but for the `strays`.
+    """Returns files, each once, and those of folders but for the `strays`.
 
     Raises:
         DataError: If a path does not exist or there is no file.
     """
     passed_over = set(strays(paths))
-    found = [file for file in files_of(paths) if file not in passed_over]
+    found = [file for file in dict.fromkeys(files_of(paths)) if file not in passed_over]
     if not found:
         raise DataError("nothing to predict: expected at least one picture or a folder with some.")
     return found
