@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 
 import keras
 import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
 
 from kerastune_ft import (
     data,
@@ -300,11 +302,17 @@ def predict(
         good = [picture for picture in pictures if not isinstance(picture, str)]
         # One shape for every batch but the last, so that Keras traces once.
         with quiet.untold():
-            raw = [np.asarray(model.predict(np.stack(good), verbose=0)) for model in loaded if good]
+            raw = [_ask(model, np.stack(good)) for model in loaded if good]
         said = iter(how.activate(ensembles.joint(raw, how.average)) if good else ())
         return [one if isinstance(one, str) else next(said) for one in pictures]
 
     yield from of_pictures(say, found, recipe, outputs, known)
+
+
+def _ask(model: keras.Model, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns what a model says of a few pictures, a batch as large as Keras makes it."""
+    stream = tf.data.Dataset.from_tensor_slices(pictures).batch(32)
+    return np.asarray(model.predict(stream.with_options(images.options()), verbose=0))
 
 
 def of_pictures(

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kerastune_ft.data import feeding, images
 from kerastune_ft.data.augmentation import Augmentation, example_layers
+from kerastune_ft.data.tables import Arrays
+from kerastune_ft.data.texts import Batching, Ragged, Texts, Tokens
 from kerastune_ft.recipe import Augment, RandAugment
 
 SIZE = (24, 20)
@@ -79,6 +82,27 @@ def test_a_batch_that_is_changed_at_once_gets_what_each_example_gets(kind, chann
     for size in (1, 3, 8):
         found = together(augment, size, seed=3, epoch=2, originals=originals)
         np.testing.assert_array_equal(found, alone)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_so_it_does_in_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        np.testing.assert_array_equal(together(SEVERAL, 3), changed(SEVERAL))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_streams_are_left_untuned():
+    picture, size = Arrays(np.zeros((5, 4, 4), np.uint8)), {"image_size": (4, 4), "batch_size": 2}
+    ids = Ragged.joined([np.arange(length) for length in (1, 3, 2)])
+    tokens = Tokens(Texts(("a", "b", "c")), ids, 0, Batching(2, None, (4,)))
+    for stream in (
+        images.dataset(picture, [0, 1, 0, 1, 0], num_classes=2, **size),
+        feeding.of_tokens(tokens, [0, 1, 0], 2),
+    ):
+        assert stream.options().autotune.enabled is False
+        assert stream.map(lambda inputs, labels: inputs).options().autotune.enabled is False
 
 
 def test_what_depends_on_who_shares_a_batch_is_done_alone():

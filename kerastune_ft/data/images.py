@@ -238,7 +238,8 @@ def dataset(
         loaded = turns.batch(batch_size, drop_remainder=True).map(load_together, **ahead)
     else:
         loaded = turns.map(load, **ahead).batch(batch_size, drop_remainder=True)
-        loaded = loaded.map(change, **ahead) if apart else loaded
+    if apart:  # of whole batches two at once are enough, and no more memory than needs be
+        loaded = loaded.map(change, num_parallel_calls=2, deterministic=True)
     batches = (
         loaded.map(finish, num_parallel_calls=1, deterministic=True)
         .apply(tf.data.experimental.assert_cardinality(len(epochs) * per_epoch - first_step))
@@ -251,8 +252,8 @@ def options() -> tf.data.Options:
     """Returns what every stream wants.
 
     TensorFlow's tuning of a stream runs in a thread that sleeps longer and longer, and whoever is
-    done with the stream can be made to wait until it wakes up: up to ten seconds after every pass,
-    in which nothing is computed. Without it, what runs in parallel has a thread per processor.
+    done with the stream can be made to wait until it wakes up: ten seconds were seen, in which
+    nothing was computed. Without it, what runs in parallel has a thread per processor, at most 16.
     """
     made = tf.data.Options()
     made.autotune.enabled = False
