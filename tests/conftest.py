@@ -23,6 +23,7 @@ SISTERS = {
     "densenet169", "densenet201", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3",
     "efficientnet_b4", "efficientnet_b5", "efficientnet_lite1", "efficientnet_v2_b1",
     "efficientnet_v2_b2", "efficientnet_v2_b3", "vgg19",
+    "efficientnet_lite0:imagenet",  # of those that are served with real weights
     # of KerasHub
     "cspnet_cs3", "darknet", "deit", "efficientnet_v1", "resnet_v2", "vit_bare",
 }  # fmt: skip
@@ -43,7 +44,7 @@ LONG = (
     ),
     *(
         f"test_format_exports.py::test_models_of_all_folds_become_one_file[{format}"
-        for format in ("keras", "litert", "openvino")
+        for format in ("keras", "litert", "onnx", "openvino")
     ),
     "test_exports.py::test_every_family_of_tokenizers_is_served[roberta",
     "test_exports.py::test_texts_are_served_as_they_were_trained_on[text_multilabel",
