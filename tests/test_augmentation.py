@@ -53,46 +53,6 @@ def test_an_example_gets_the_same_whatever_came_before_it(kind):
     np.testing.assert_array_equal(forward[5], alone[0])
 
 
-APART = ("horizontal_flip", "vertical_flip", "rotation", "zoom", "translation", "brightness")
-SEVERAL = Augment(horizontal_flip=True, rotation=0.1, zoom=0.2, translation=0.1, brightness=0.2)
-
-
-def together(augment, size, seed=0, epoch=0, examples=range(8), originals=PICTURES):
-    """Draws for each example and changes whole batches, inside tf.data."""
-    augmentation = Augmentation(augment, SIZE, channels=originals.shape[-1])
-    assert augmentation.draws_apart
-    pictures = tf.constant(originals)
-    dataset = tf.data.Dataset.from_tensor_slices(list(examples)).map(
-        lambda i: (
-            pictures[i],
-            augmentation.draws(
-                tf.stack([tf.constant(seed, tf.int64), epoch, tf.cast(i, tf.int64)])
-            ),
-        )
-    )
-    return np.concatenate(list(dataset.batch(size).map(augmentation.changed).as_numpy_iterator()))
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("kind", [*APART, "several"])
-def test_a_batch_that_is_changed_at_once_gets_what_each_example_gets(kind, channels):
-    augment = KINDS.get(kind, SEVERAL)
-    originals = np.random.default_rng(1).uniform(0, 255, (8, *SIZE, channels)).astype("float32")
-    alone = changed(augment, seed=3, epoch=2, originals=originals)
-    for size in (1, 3, 8):
-        found = together(augment, size, seed=3, epoch=2, originals=originals)
-        np.testing.assert_array_equal(found, alone)
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_so_it_does_in_mixed_precision(policy):
-    keras.config.set_dtype_policy(policy)
-    try:
-        np.testing.assert_array_equal(together(SEVERAL, 3), changed(SEVERAL))
-    finally:
-        keras.config.set_dtype_policy("float32")
-
-
 def test_streams_are_left_untuned():
     picture, size = Arrays(np.zeros((5, 4, 4), np.uint8)), {"image_size": (4, 4), "batch_size": 2}
     ids = Ragged.joined([np.arange(length) for length in (1, 3, 2)])
@@ -103,11 +63,6 @@ def test_streams_are_left_untuned():
     ):
         assert stream.options().autotune.enabled is False
         assert stream.map(lambda inputs, labels: inputs).options().autotune.enabled is False
-
-
-def test_what_depends_on_who_shares_a_batch_is_done_alone():
-    for kind in KINDS:
-        assert Augmentation(KINDS[kind], SIZE).draws_apart == (kind in APART), kind
 
 
 @pytest.mark.parametrize("kind", KINDS)

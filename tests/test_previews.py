@@ -56,7 +56,7 @@ def write_texts(path, n=40, **columns):
     return path
 
 
-@pytest.mark.parametrize("augment", ["light", "medium"])  # for whole batches, and one by one
+@pytest.mark.parametrize("augment", ["light", "medium"])
 @pytest.mark.parametrize("sampling", ["natural", {"red": 3.0}])
 def test_pictures_are_those_of_the_stream_to_the_pixel(photos, sampling, augment):
     recipe = pictures_recipe(photos, sampling=sampling, augment=augment)

@@ -13,18 +13,10 @@ and the like treat each channel alone, brightness moves all of them alike.
     augmentation = Augmentation(recipe.data.augmentation, image_size=(160, 160))
     image = augmentation.example(image, key)            # key: int64 (3,): seed, epoch, index
     images, labels = augmentation.batch(images, labels, key)      # seed, epoch, step
-
-What moves pixels, or adds to them, is drawn for each example and done to a whole batch, which costs
-fewer operations and gives the same bits:
-
-    draws = augmentation.draws(key)                     # in batches: a leading dimension for each
-    images = augmentation.changed(images, draws)        # as `example` of each, if `draws_apart`
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -34,16 +26,6 @@ if TYPE_CHECKING:
     from kerastune_ft.recipe import Augment, RandAugment
 
 _VALUE_RANGE = (0.0, 255.0)
-
-# Layers that do the same to a picture whoever shares its batch. Contrast is none of them: how a
-# mean is added up may depend on the batch.
-_APART = (
-    keras.layers.RandomFlip,
-    keras.layers.RandomRotation,
-    keras.layers.RandomZoom,
-    keras.layers.RandomTranslation,
-    keras.layers.RandomBrightness,
-)
 
 
 class KeyedSeeds(keras.random.SeedGenerator):
@@ -165,41 +147,6 @@ class Augmentation:
         """Whether `example` does anything."""
         return bool(self._example_layers)
 
-    @property
-    def draws_apart(self) -> bool:
-        """Whether `draws` and `changed` can do what `example` does."""
-        return all(type(layer) in _APART for layer in self._example_layers)
-
-    def draws(self, key: tf.Tensor) -> tuple[dict[str, tf.Tensor], ...]:
-        """Returns what is drawn for an example, inside a graph: a dict for each layer.
-
-        Args:
-            key: As of `example`.
-        """
-        self._seeds.restart(key)
-        found = []
-        for layer in self._example_layers:
-            with _on_tensorflow(layer):
-                images = tf.zeros((1, *self._shape), layer.compute_dtype)  # whose shape is asked
-                drawn = layer.get_random_transformation(images, training=True)
-            found.append({name: one[0] for name, one in drawn.items() if tf.is_tensor(one)})
-        return tuple(found)
-
-    def changed(self, images: tf.Tensor, draws: Sequence[dict[str, tf.Tensor]]) -> tf.Tensor:
-        """Returns changed pictures, inside a graph.
-
-        Args:
-            images: `float32 (batch, height, width, channels)` in 0..255.
-            draws: Of each, batched.
-        """
-        images = tf.ensure_shape(images, (None, *self._shape))
-        for layer, drawn in zip(self._example_layers, draws, strict=True):
-            with _on_tensorflow(layer):
-                images = layer.transform_images(
-                    tf.cast(images, layer.compute_dtype), drawn, training=True
-                )
-        return tf.clip_by_value(tf.cast(images, tf.float32), *_VALUE_RANGE)
-
     def example(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         """Returns the changed picture, same shape, `float32` in 0..255.
 
@@ -233,16 +180,6 @@ class Augmentation:
         for layer in self._batch_layers:
             mixed = layer(mixed, training=True)
         return tf.cast(mixed["images"], tf.float32), tf.cast(mixed["labels"], tf.float32)
-
-
-@contextlib.contextmanager
-def _on_tensorflow(layer: keras.layers.Layer) -> Iterator[None]:
-    """Lets a layer compute with TensorFlow, as calling it inside a graph does."""
-    layer.backend.set_backend("tensorflow")
-    try:
-        yield
-    finally:
-        layer.backend.reset()
 
 
 def _draw_from(layer: keras.layers.Layer, seeds: KeyedSeeds) -> None:

@@ -44,12 +44,6 @@ class Augment(Protocol):
         An example that is drawn again in an epoch has another number then: `Draws.keys`.
         """
 
-    def draws(self, key: Tensor) -> Any:
-        """Returns tensors from which `changed` does what `example` does: if `draws_apart`."""
-
-    def changed(self, images: Tensor, draws: Any) -> Tensor:
-        """Changes a batch of pictures, given a batch of draws."""
-
     def batch(self, images: Tensor, labels: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Changes a batch and its labels, `float32`, 2-D; `key` is (seed, epoch, step)."""
 
@@ -190,12 +184,10 @@ def dataset(
         )
 
     # What changes no single picture need not take them one by one.
-    changes = augment is not None and getattr(augment, "changes_examples", True)
-    apart = changes and getattr(augment, "draws_apart", False)
-    single = changes and not apart
-    together = isinstance(content, Prepared) and not changes
+    single = augment is not None and getattr(augment, "changes_examples", True)
+    together = isinstance(content, Prepared) and not single
 
-    def load(turn: Tensor) -> tuple[Tensor, ...]:
+    def load(turn: Tensor) -> tuple[Tensor, Tensor]:
         epoch, index, _, key = tf.unstack(turn, 4)
 
         def picture() -> Tensor:
@@ -206,14 +198,8 @@ def dataset(
 
         kind = (shape, "float32") if single else (how.shape, how.dtype)
         # A filler only completes the last batch of an epoch; `finish` cuts it off.
-        image = tf.ensure_shape(tf.cond(index < 0, lambda: tf.zeros(*kind), picture), kind[0])
-        if augment is None or not apart:
-            return image, turn
-        return image, turn, augment.draws(_key(seed, epoch, key))
-
-    def change(images: Tensor, turns: Tensor, draws: Any) -> tuple[Tensor, Tensor]:
-        assert augment is not None
-        return augment.changed(how.shown(images), draws), turns
+        image = tf.cond(index < 0, lambda: tf.zeros(*kind), picture)
+        return tf.ensure_shape(image, kind[0]), turn
 
     def load_together(turns: Tensor) -> tuple[Tensor, Tensor]:
         turns = turns[turns[:, 1] >= 0]
@@ -222,7 +208,7 @@ def dataset(
     def finish(images: Tensor, turns: Tensor) -> tuple[Tensor, ...]:
         turns = turns[turns[:, 1] >= 0]
         images, targets = images[: tf.shape(turns)[0]], labels_of(turns[:, 1])
-        if not changes:
+        if not single:
             images = how.shown(images)
         if augment is not None:
             images, targets = augment.batch(images, targets, _key(seed, turns[0, 0], turns[0, 2]))
@@ -238,8 +224,6 @@ def dataset(
         loaded = turns.batch(batch_size, drop_remainder=True).map(load_together, **ahead)
     else:
         loaded = turns.map(load, **ahead).batch(batch_size, drop_remainder=True)
-    if apart:  # of whole batches two at once are enough, and no more memory than needs be
-        loaded = loaded.map(change, num_parallel_calls=2, deterministic=True)
     batches = (
         loaded.map(finish, num_parallel_calls=1, deterministic=True)
         .apply(tf.data.experimental.assert_cardinality(len(epochs) * per_epoch - first_step))
