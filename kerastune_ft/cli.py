@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -203,16 +204,18 @@ def predict(
     from kerastune_ft.exports import asking
 
     model = asking.opened(run)
-    strays = [] if model.reads_texts else predictions.strays(paths)
-    if strays:
-        _say(f"files that are no picture, passed over: {first_few(map(str, strays))}")
+    files: Sequence[Path] = paths
+    if not model.reads_texts:
+        files, strays = predictions.divided(paths)
+        if strays:
+            _say(f"files that are no picture, passed over: {first_few(map(str, strays))}")
     if output is None:
-        good, failed = _write_rows(model.predict(paths, texts))
+        good, failed = _write_rows(model.predict(files, texts))
     else:
         with prediction_files.PredictionFile(output, model.identity) as file:
             if file.count:
                 _say(f"{file.count:,} predictions of an interrupted call are there already")
-            for row in model.predict(paths, texts, file.known):
+            for row in model.predict(files, texts, file.known):
                 file.add(row)
         good, failed = file.good, file.failed
         _say(f"{good} predictions written to {output}")

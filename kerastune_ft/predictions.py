@@ -261,9 +261,9 @@ def predict(
 
     Args:
         run: A run with a model, or with folds.
-        paths: Files, or folders whose files are taken in order of their names, but for `strays`
-            among pictures. Of texts: tables with the columns of the run's data, or files with a
-            text per line.
+        paths: Files, or folders whose files are taken in order of their names, but for strays
+            among pictures (`divided`). Of texts: tables with the columns of the run's data, or
+            files with a text per line.
         texts: Texts themselves.
         known: Names of examples that are left out, as `path` or `row` has them.
 
@@ -480,22 +480,26 @@ def elsewhere(recipe: Recipe, source: str, path: str) -> Data:
 
 
 def pictures_of(paths: Collection[Path]) -> list[Path]:
-    """Returns files, each once, and those of folders but for the `strays`.
+    """Returns files, each once, and those of folders but for strays: see `divided`.
 
     Raises:
         DataError: If a path does not exist or there is no file.
     """
-    passed_over = set(strays(paths))
-    found = [file for file in dict.fromkeys(files_of(paths)) if file not in passed_over]
+    found, _ = divided(paths)
     if not found:
         raise DataError("nothing to predict: expected at least one picture or a folder with some.")
     return found
 
 
-def strays(paths: Collection[Path]) -> list[Path]:
-    """Returns files of folders that are no pictures (`inspection.is_stray`) and are not given."""
-    inside = dict.fromkeys(files_of(path for path in paths if path.is_dir()))
-    return [file for file in inside if file not in paths and inspection.is_stray(file)]
+def divided(paths: Collection[Path]) -> tuple[list[Path], list[Path]]:
+    """Divides files into pictures and strays: `inspection.is_stray`, in a folder, not given itself.
+
+    Raises:
+        DataError: If a path does not exist.
+    """
+    given, found = set(paths), dict.fromkeys(files_of(paths))
+    strays = {file for file in found if file not in given and inspection.is_stray(file)}
+    return [f for f in found if f not in strays], [f for f in found if f in strays]
 
 
 def files_of(paths: Iterable[Path]) -> Iterator[Path]:
